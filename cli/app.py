@@ -1,0 +1,251 @@
+"""The commands. Each parses, calls the library once and prints; nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rnp_hub.cli.errors import OneSentenceGroup
+
+if TYPE_CHECKING:
+    from rnp_hub.pipeline import Job
+
+app = typer.Typer(
+    cls=OneSentenceGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+
+class Recipe(StrEnum):
+    """See `rnp_hub.SanitizeConfig.of`."""
+
+    default = "default"
+    reference = "reference"
+    paper = "paper"
+
+
+class Precision(StrEnum):
+    """See `rnp_hub.compute.Compute.choose`."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+Model = Annotated[
+    str, typer.Argument(help="demo, a model folder, or a Hub id org/name[@revision].")
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")]
+DataOption = Annotated[
+    str,
+    typer.Option(
+        help="digits, cifar10, imagenet-1k, …, a Hub data set id[@revision], a folder of parquet "
+        "files or pictures, or one parquet file."
+    ),
+]
+N = Annotated[int, typer.Option(help="Pictures in the clean slice.")]
+EvalN = Annotated[int, typer.Option(help="Pictures in the evaluation set, at most.")]
+Seed = Annotated[int, typer.Option(help="Of every draw and update.")]
+ImageColumn = Annotated[str | None, typer.Option(help="Column of the pictures.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column of the labels.")]
+PoisonedOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Pictures that carry a trigger, with true labels; may be repeated."),
+]
+Trigger = Annotated[
+    list[str] | None,
+    typer.Option(help="badnets, blend, sig (NAME:key=value,…) or a PNG; may be repeated."),
+]
+TargetOption = Annotated[str | None, typer.Option(help="Label the triggers ask for.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, … or auto.")]
+PrecisionOption = Annotated[Precision, typer.Option(help="Arithmetic; auto asks the hardware.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout and nothing else.")]
+Force = Annotated[bool, typer.Option(help="Replace what an earlier run made.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from rnp_hub import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Find and cut the filters that carry a backdoor in an image classifier.
+
+    Exit codes: 0 done, 1 the answer is no, 2 the tool failed.
+    """
+
+
+@app.command()
+def sanitize(
+    model: Model,
+    data: DataOption = "digits",
+    n: N = 500,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write; ./NAME-rnp if not given.")
+    ] = None,
+    recipe: Annotated[Recipe, typer.Option(help="Settings of the method.")] = Recipe.default,
+    max_ca_drop: Annotated[
+        float, typer.Option(help="Clean accuracy on the slice that may be lost, in [0, 1].")
+    ] = 0.02,
+    threshold: Annotated[
+        float | None, typer.Option(help="Silence every mask up to this instead, in [0, 1].")
+    ] = None,
+    poisoned: PoisonedOption = None,
+    trigger: Trigger = None,
+    target: TargetOption = None,
+    eval_n: EvalN = 10_000,
+    seed: Seed = 0,
+    revision: Revision = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    device: Device = "auto",
+    precision: PrecisionOption = Precision.auto,
+    force: Force = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be pulled and how long it may take.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Pull a model, cut the filters that carry a backdoor, prove it, and write a folder to ship.
+
+    Example: rnp-hub sanitize org/model --data cifar10 --n 500
+    """
+    from rnp_hub.cli import terminal
+    from rnp_hub.pipeline import SanitizeJob, sanitize_model
+    from rnp_hub.plan import plan
+
+    asked = SanitizeJob(
+        job=_job(
+            model, revision, data, n, eval_n, seed, image_column, label_column,
+            poisoned, trigger, target, device, precision,
+        ),
+        out=out,
+        recipe=recipe.value,
+        max_ca_drop=max_ca_drop,
+        threshold=threshold,
+        force=force,
+    )  # fmt: skip
+    if dry_run:
+        terminal.print_plan(plan(asked), as_json=json)
+        return
+    with terminal.progress_bars() as progress:
+        report = sanitize_model(asked, progress, terminal.say)
+    terminal.print_report(report, str(asked.folder), as_json=json)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    data: DataOption = "digits",
+    n: Annotated[int, typer.Option(help="Pictures of the clean slice, which are left out.")] = 500,
+    poisoned: PoisonedOption = None,
+    trigger: Trigger = None,
+    target: TargetOption = None,
+    eval_n: EvalN = 10_000,
+    seed: Seed = 0,
+    revision: Revision = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    device: Device = "auto",
+    precision: PrecisionOption = Precision.auto,
+    json: Json = False,
+) -> None:
+    """Measure clean accuracy, and the attack success rate of known triggers.
+
+    With the same --data, --n and --seed the pictures are those that sanitize measures on.
+
+    Example: rnp-hub evaluate ./out --data cifar10 --trigger badnets --target 0
+    """
+    from rnp_hub.cli import terminal
+    from rnp_hub.pipeline import evaluate_model
+
+    job = _job(
+        model, revision, data, n, eval_n, seed, image_column, label_column,
+        poisoned, trigger, target, device, precision,
+    )  # fmt: skip
+    with terminal.progress_bars() as progress:
+        scores = evaluate_model(job, progress, terminal.say)
+    terminal.print_scores(scores, as_json=json)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A model folder, such as out or out/slim.")],
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; MODEL/onnx/model.onnx if not given.")
+    ] = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Export a model folder to one ONNX file and compare it with torch in onnxruntime.
+
+    Example: rnp-hub export ./out/slim --out slim.onnx
+    """
+    from rnp_hub.cli import terminal
+    from rnp_hub.pipeline import export_model
+
+    file, record = export_model(model, out, force=force)
+    terminal.print_export(file, record, as_json=json)
+
+
+@app.command()
+def predict(
+    onnx: Annotated[Path, typer.Argument(help="An ONNX file that rnp-hub exported.")],
+    images: Annotated[list[Path], typer.Argument(help="Pictures.")],
+    json: Json = False,
+) -> None:
+    """Print the label and score of pictures, with onnxruntime, numpy and Pillow alone.
+
+    Example: rnp-hub predict out/onnx/model.onnx photo.png
+    """
+    from rnp_hub.cli import terminal
+    from rnp_hub.onnx_io import predict as classify
+
+    terminal.print_predictions(classify(onnx, images), as_json=json)
+
+
+def _job(
+    model: str,
+    revision: str | None,
+    data: str,
+    n: int,
+    eval_n: int,
+    seed: int,
+    image_column: str | None,
+    label_column: str | None,
+    poisoned: list[str] | None,
+    trigger: list[str] | None,
+    target: str | None,
+    device: str,
+    precision: Precision,
+) -> Job:
+    from rnp_hub.data import DataConfig
+    from rnp_hub.pipeline import Attacks, Job
+
+    return Job(
+        model=model,
+        revision=revision,
+        data=DataConfig(data, n, eval_n, seed, image_column, label_column),
+        attacks=Attacks(tuple(poisoned or ()), tuple(trigger or ()), target),
+        device=device,
+        precision=precision.value,
+    )
+
+
+def main() -> None:
+    """Entry point of `rnp-hub`."""
+    app(prog_name="rnp-hub")

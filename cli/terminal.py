@@ -1,0 +1,153 @@
+"""What a person sees: progress bars and notes on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from rnp_hub.progress import Progress
+
+if TYPE_CHECKING:
+    from rnp_hub.onnx_io import Prediction
+    from rnp_hub.plan import Plan
+    from rnp_hub.report import OnnxRecord, RateRecord, RunReport, ScoresRecord
+
+
+def say(sentence: str) -> None:
+    """A note that is no result."""
+    print(f"Note: {sentence}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def progress_bars() -> Iterator[Progress]:
+    """One bar a stage with the figures that move; nothing where stderr is no terminal."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description:>10}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+    )
+    with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
+        yield _advance(bars)
+
+
+def _advance(bars: Bars) -> Progress:
+    tasks: dict[str, TaskID] = {}
+
+    def advance(stage: str, done: float, figures: Mapping[str, float]) -> None:
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(stage, total=1.0, figures="")
+        shown = "  ".join(f"{name} {_figure(value)}" for name, value in figures.items())
+        bars.update(tasks[stage], completed=min(max(done, 0.0), 1.0), figures=shown)
+
+    return advance
+
+
+def _figure(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.3f}"
+
+
+# --- results --------------------------------------------------------------------------------
+
+
+def print_report(report: RunReport, folder: str, *, as_json: bool) -> None:
+    """The table before and after, where the output lies, and what to do next."""
+    if as_json:
+        print(report.to_json(), end="")
+        return
+    rows = [
+        (measure, _percent(before), _percent(after), str(after.n))
+        for measure, before, after in _measures(report.before, report.after)
+    ]
+    for measure, pair in (
+        ("parameters", report.slim.parameters),
+        ("multiply-accumulates", report.slim.macs),
+    ):
+        rows.append((measure, f"{pair[0]:,}", f"{pair[1]:,}", ""))
+    _print_table(("", "before", "after", "n"), rows)
+    prune, slim = report.prune, report.slim
+    print(
+        f"\n{prune.silenced} of {prune.filters} filters silenced, {slim.removed} removed, "
+        f"{slim.carriers} carriers, {slim.kept} kept as zeros.\n"
+        f"Slim equals masked within {slim.max_rel_diff:.0e}, ONNX equals torch within "
+        f"{report.export.onnx['fp32'].max_rel_diff:.0e}.\n"
+        f"{sum(report.timing_s.values()):.0f} s, {report.peak_memory_mib:,.0f} MiB at most. "
+        f"Written to {folder}/\n\n"
+        f"Next:  rnp-hub predict {folder}/onnx/model.onnx PICTURE…"
+    )
+
+
+def print_scores(scores: ScoresRecord, *, as_json: bool) -> None:
+    """What `evaluate` measured."""
+    if as_json:
+        _print_json(asdict(scores))
+        return
+    rows = [(name, _percent(rate), str(rate.n)) for name, rate, _ in _measures(scores, scores)]
+    _print_table(("", "measured", "n"), rows)
+
+
+def print_export(file: Path, record: OnnxRecord, *, as_json: bool) -> None:
+    """What `export` wrote."""
+    if as_json:
+        _print_json({"file": str(file), **asdict(record)})
+        return
+    print(
+        f"{file}: opset {record.opset}, equals torch within {record.max_rel_diff:.0e}, "
+        f"{record.latency_ms:.2f} ms a picture, sha256 {record.sha256}"
+    )
+
+
+def print_predictions(found: Sequence[Prediction], *, as_json: bool) -> None:
+    """What `predict` says of each picture."""
+    if as_json:
+        _print_json([asdict(each) for each in found])
+        return
+    rows = [(each.file, each.label, f"{each.score:.4f}") for each in found]
+    _print_table(("picture", "label", "score"), rows)
+
+
+def print_plan(plan: Plan, *, as_json: bool) -> None:
+    """What `--dry-run` found."""
+    if as_json:
+        _print_json(asdict(plan))
+        return
+    for key, value in asdict(plan).items():
+        print(f"{key.replace('_', ' '):>18}  {value}")
+
+
+def _measures(
+    before: ScoresRecord, after: ScoresRecord
+) -> Iterator[tuple[str, RateRecord, RateRecord]]:
+    yield "clean accuracy", before.clean_accuracy, after.clean_accuracy
+    for trigger, rate in before.attack_success_rate.items():
+        yield f"attack success rate ({trigger})", rate, after.attack_success_rate[trigger]
+
+
+def _percent(rate: RateRecord) -> str:
+    return f"{100 * rate.value:.2f} % ({100 * rate.low:.1f} to {100 * rate.high:.1f})"
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def _print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for place, head in enumerate(heads):
+        table.add_column(head, justify="right" if place else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    # Wide enough for any row where stdout is a file or a pipe.
+    width = None if sys.stdout.isatty() else 200
+    Console(width=width, highlight=False, markup=False).print(table)

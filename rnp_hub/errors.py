@@ -1,0 +1,45 @@
+"""Every exception this package raises on purpose, drawn as a tree.
+
+    RnpHubError                 the tool could not do what was asked (exit code 2)
+    ├── ModelError              the model cannot be found, read, built or trusted to be itself
+    │   └── NoGateSitesError    the network has no filter that a mask could gate
+    ├── DataError               the data set cannot be found, read, split or matched to the model
+    ├── TriggerError            a trigger is unknown, malformed or does not fit the pictures
+    ├── ConfigError             a setting is outside its range or contradicts another
+    ├── OutputError             the output folder exists, is not ours, or cannot be written
+    └── ProofError              an artefact is not what it must equal; nothing is written
+
+Each message is one sentence: what is wrong, where, and what to do about it.
+"""
+
+
+class RnpHubError(Exception):
+    """Root of the tree: the message is meant for the person at the terminal."""
+
+
+class ModelError(RnpHubError):
+    """The model cannot be found, read, built or trusted to be itself."""
+
+
+class NoGateSitesError(ModelError):
+    """The network has no filter that a mask could gate."""
+
+
+class DataError(RnpHubError):
+    """The data set cannot be found, read, split or matched to the model."""
+
+
+class TriggerError(RnpHubError):
+    """A trigger is unknown, malformed or does not fit the pictures."""
+
+
+class ConfigError(RnpHubError):
+    """A setting is outside its range or contradicts another."""
+
+
+class OutputError(RnpHubError):
+    """The output folder exists, is not ours to replace, or cannot be written."""
+
+
+class ProofError(RnpHubError):
+    """An artefact is not what it must equal; nothing is written."""

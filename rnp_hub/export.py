@@ -1,0 +1,240 @@
+"""Files: safetensors, configs and ONNX, each read back from disk and compared before it counts."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rnp_hub.architecture import OWN_KEY, Architecture
+from rnp_hub.data import Target
+from rnp_hub.errors import ProofError
+from rnp_hub.network import logits_of
+from rnp_hub.onnx_io import INPUT, METADATA_KEY, OUTPUT, Runner
+from rnp_hub.pull import WEIGHTS, PulledModel, pull
+from rnp_hub.report import FileRecord, OnnxRecord
+
+MAX_ONNX_REL_DIFF = 1e-4
+"""Largest |Δ logit| / |logit| between onnxruntime and torch, both in float32."""
+
+LATENCY_RUNS = 30
+
+
+@dataclass(frozen=True)
+class Written:
+    """A model folder that was written and read back."""
+
+    path: Path
+    record: FileRecord
+
+
+def write_model(
+    folder: Path, model: PulledModel, module: nn.Module, architecture: Architecture, probe: Tensor
+) -> Written:
+    """Write a model folder in timm's layout and compare what is read from it.
+
+    Args:
+        folder: made if it is not there.
+        model: where labels, preprocessing and the original config come from.
+        module: the network, float32, on the CPU.
+        architecture: what `module` is built from.
+        probe: (n, C, H, W), normalised pictures to compare logits on.
+
+    Raises:
+        ProofError: the network read back gives other logits.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "config.json", config_of(model, architecture))
+    _write_json(folder / "preprocessor_config.json", _processor(model.target))
+    weights = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    difference = _difference(_logits(module, probe), _logits(pull(str(folder)).module, probe))
+    if difference != 0:
+        raise ProofError(
+            f"{folder.name}/{WEIGHTS} read back gives logits that differ by {difference:.1e} from "
+            "the network in memory; nothing was kept"
+        )
+    return Written(folder, FileRecord(sha256(folder / WEIGHTS), difference))
+
+
+def config_of(model: PulledModel, architecture: Architecture) -> dict[str, Any]:
+    """`config.json` for timm, transformers and `rnp_hub.load`.
+
+    `num_classes` must not stand inside `model_args`, where transformers passes it twice, and a
+    root `model_type` would make transformers load random weights.
+    """
+    config = {key: value for key, value in model.located.config.items() if key != "model_type"}
+    config |= {
+        "architecture": architecture.name,
+        "num_classes": architecture.classes,
+        "model_args": dict(architecture.args),
+    }
+    names = model.target.label_names
+    if names is not None:
+        config |= {
+            "label_names": list(names),
+            "id2label": {str(label): name for label, name in enumerate(names)},
+            "label2id": {name: label for label, name in enumerate(names)},
+        }
+    config.pop(OWN_KEY, None)
+    own = architecture.own_config()
+    return config | ({OWN_KEY: own} if own else {})
+
+
+def _processor(target: Target) -> dict[str, Any]:
+    """`preprocessor_config.json`, in the words of transformers and transformers.js."""
+    preprocess = target.preprocess
+    _, height, width = preprocess.input_size
+    shorter = {"shortest_edge": int(min(height, width) / preprocess.crop_pct)}
+    return {
+        "do_resize": True,
+        "size": shorter,
+        "resample": int(preprocess.resampling),
+        "do_center_crop": True,
+        "crop_size": {"height": height, "width": width},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
+    }
+
+
+# --- ONNX -------------------------------------------------------------------------------------
+
+
+def write_onnx(
+    file: Path, module: nn.Module, target: Target, probe: Tensor, *, output: str | int | None = None
+) -> OnnxRecord:
+    """Export to one ONNX file with a dynamic batch, and run it in onnxruntime against torch.
+
+    Args:
+        file: where to.
+        module: the network, float32, on the CPU.
+        target: labels and preprocessing, written into the file so that `predict` needs no other.
+        probe: (n, C, H, W), n ≥ 3, normalised pictures to compare on.
+        output: which element of the module's output is the logits.
+
+    Raises:
+        ProofError: torch cannot export it, or the two disagree.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    wrapped = _OnlyLogits(module, output).eval()
+    with _silence():
+        try:
+            program = torch.onnx.export(
+                wrapped,
+                (probe[:2],),
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: "batch"},),
+                verbose=False,
+            )
+        except Exception as error:  # the exporter raises whatever the network's code raises
+            reason = str(error).strip().splitlines()[0]
+            raise ProofError(f"torch cannot export this network to ONNX ({reason})") from error
+    assert program is not None
+    program.model.metadata_props[METADATA_KEY] = json.dumps(_metadata(target))
+    program.save(file, external_data=False)
+    return _compared(file, wrapped, probe, program.model.opset_imports[""])
+
+
+def _compared(file: Path, module: nn.Module, probe: Tensor, opset: int) -> OnnxRecord:
+    runner = Runner(file)
+    expected = _logits(module, probe).numpy()
+    found = np.concatenate([runner.logits(part) for part in _uneven(probe.numpy())])
+    difference = _difference(torch.from_numpy(expected), torch.from_numpy(found))
+    agreement = float((found.argmax(1) == expected.argmax(1)).mean())
+    if not difference <= MAX_ONNX_REL_DIFF or agreement < 1:
+        raise ProofError(
+            f"onnxruntime disagrees with torch on {file.name}: logits differ by {difference:.1e} "
+            f"(limit {MAX_ONNX_REL_DIFF:.0e}), top-1 agrees on {agreement:.2%}; nothing was kept"
+        )
+    latency = _latency_ms(runner, probe[:1].numpy())
+    return OnnxRecord(sha256(file), int(opset), difference, agreement, latency)
+
+
+def _uneven(values: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    """Batches of 1, of 3 and of the rest: the batch must really be dynamic."""
+    yield values[:1]
+    yield values[1:4]
+    for start in range(4, len(values), 128):
+        yield values[start : start + 128]
+
+
+def _latency_ms(runner: Runner, one: NDArray[np.float32]) -> float:
+    """Median milliseconds for one picture, after a warm-up."""
+    seconds = []
+    for _ in range(LATENCY_RUNS):
+        start = time.perf_counter()
+        runner.logits(one)
+        seconds.append(time.perf_counter() - start)
+    return round(1000 * statistics.median(seconds[LATENCY_RUNS // 3 :]), 3)
+
+
+def _metadata(target: Target) -> dict[str, Any]:
+    return {"labels": target.label_names, "preprocess": vars(target.preprocess)}
+
+
+class _OnlyLogits(nn.Module):
+    """A network whose output is the logits and nothing else."""
+
+    def __init__(self, module: nn.Module, output: str | int | None) -> None:
+        super().__init__()
+        self.module, self.output = module, output
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return logits_of(self.module(pixel_values), self.output)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """The exporter talks on stdout, which belongs to the report."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+# --- comparing --------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _logits(module: nn.Module, inputs: Tensor) -> Tensor:
+    module.eval()
+    return torch.cat([logits_of(module(part)) for part in inputs.split(128)])
+
+
+def _difference(expected: Tensor, found: Tensor) -> float:
+    """max |Δ logit| / max |logit|."""
+    largest = float(expected.abs().max()) or 1.0
+    return float((found - expected).abs().max()) / largest
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def slim_architecture(model: PulledModel, edits: Mapping[str, Any]) -> Architecture:
+    """The architecture of the pulled model with the slim network's edits."""
+    return replace(model.architecture, edits=dict(edits))

@@ -1,0 +1,188 @@
+"""The method on any network: unlearn, recover, prune, slim. No Hub, no files.
+
+>>> result = rnp_hub.sanitize(network, images, labels, transform=normalise)
+>>> result.slim.module(normalise(images)).argmax(1)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from rnp_hub.compute import Compute
+from rnp_hub.errors import ConfigError, DataError
+from rnp_hub.hooks import gate_sites
+from rnp_hub.network import (
+    Classifier,
+    ImageSet,
+    Transform,
+    check_finite,
+    on_cpu,
+    to_unit_range,
+)
+from rnp_hub.progress import Progress, quiet
+from rnp_hub.prune import PruneConfig, Pruned, prune
+from rnp_hub.recover import RecoverConfig, Recovered, recover
+from rnp_hub.slim import EXAMPLES, Slimmed, slim
+from rnp_hub.unlearn import UnlearnConfig, Unlearned, unlearn
+
+RECIPES = ("default", "reference", "paper")
+
+
+@dataclass(frozen=True)
+class SanitizeConfig:
+    """Settings of all stages.
+
+    Attributes:
+        unlearn, recover, prune: of each stage.
+        recipe: the name they came from.
+    """
+
+    unlearn: UnlearnConfig = field(default_factory=UnlearnConfig)
+    recover: RecoverConfig = field(default_factory=RecoverConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
+    recipe: str = "default"
+
+    @staticmethod
+    def of(
+        recipe: str = "default",
+        *,
+        seed: int = 0,
+        flip: bool = True,
+        max_ca_drop: float = 0.02,
+        threshold: float | None = None,
+    ) -> SanitizeConfig:
+        """The settings of a recipe.
+
+        `default` unlearns under control to half accuracy. `reference` has the numbers of the
+        authors' code (stop at 20 %, weight decay 5e-4, clipping that clips nothing), `paper` those
+        of the paper (stop at 10 %, weight decay 5e-2); both take ≤ 20 epochs of SGD at 0.01.
+
+        Raises:
+            ConfigError: an unknown recipe, or a value out of range.
+        """
+        published = UnlearnConfig(
+            stop_accuracy=0.20,
+            controlled=False,
+            learning_rate=0.01,
+            max_epochs=20,
+            clip_norm=None,
+        )
+        unlearning = {
+            "default": UnlearnConfig(),
+            "reference": published,
+            "paper": replace(published, stop_accuracy=0.10, weight_decay=5e-2),
+        }
+        if recipe not in unlearning:
+            raise ConfigError(f"there is no recipe {recipe!r}; there is {', '.join(RECIPES)}")
+        return SanitizeConfig(
+            replace(unlearning[recipe], seed=seed, flip=flip),
+            RecoverConfig(seed=seed, flip=flip),
+            PruneConfig(max_ca_drop, threshold),
+            recipe,
+        )
+
+
+@dataclass(frozen=True)
+class Sanitized:
+    """A network without the filters that carried the backdoor.
+
+    Attributes:
+        module: the drop-in: the caller's architecture, γ = 0 for every silenced filter.
+        slim: the smaller network that computes the same, and the proof.
+        unlearned, recovered, pruned: what each stage found.
+        timing_s: seconds by stage.
+    """
+
+    module: nn.Module
+    slim: Slimmed
+    unlearned: Unlearned
+    recovered: Recovered
+    pruned: Pruned
+    timing_s: dict[str, float]
+
+
+T = TypeVar("T")
+
+
+class Stopwatch:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def time(self, stage: str, work: Callable[[], T]) -> T:
+        start = time.perf_counter()
+        result = work()
+        self.seconds[stage] = round(time.perf_counter() - start, 3)
+        return result
+
+
+def sanitize(
+    module: nn.Module,
+    clean_images: Tensor,
+    clean_labels: Tensor,
+    config: SanitizeConfig | None = None,
+    *,
+    transform: Transform = to_unit_range,
+    output: str | int | None = None,
+    compute: Compute | None = None,
+    progress: Progress = quiet,
+) -> Sanitized:
+    """Find and cut the filters that carry a backdoor, from clean pictures alone.
+
+    Args:
+        module: any network with BatchNorm whose output is logits (n, classes), or a tuple whose
+            last element is, or has them under a name (`output`). It is left as it was.
+        clean_images: (n, C, H, W), n ≥ 2, some hundreds of pictures that carry no trigger.
+        clean_labels: (n,), integers in the order of the logits.
+        config: see `SanitizeConfig.of`.
+        transform: a batch of `clean_images` to what `module` takes (normalisation); uint8 is
+            scaled to [0, 1] unless told otherwise. Pictures are cropped and flipped before it.
+        output: which element of the module's output is the logits.
+        compute: device and precision; chosen by the hardware unless given.
+        progress: told what is going on.
+
+    Raises:
+        ModelError: the network has nothing to mask, broken weights, or other outputs than logits.
+        DataError: pictures and labels do not fit each other or the network.
+        ProofError: the slim network does not compute the same.
+    """
+    config = config or SanitizeConfig()
+    compute = compute or Compute.choose()
+    original = Classifier(module, transform, compute, output).copy()
+    clean = ImageSet(clean_images, clean_labels.long())
+    _check(original, clean)
+    watch = Stopwatch()
+    unlearned = watch.time("unlearn", lambda: unlearn(original, clean, config.unlearn, progress))
+    recovered = watch.time(
+        "recover", lambda: recover(unlearned.classifier, clean, config.recover, progress)
+    )
+    pruned = watch.time("prune", lambda: prune(original, recovered, clean, config.prune, progress))
+    dense = on_cpu(pruned.classifier.module)
+    example = transform(clean.images[:EXAMPLES])
+    slimmed = watch.time("slim", lambda: slim(dense, pruned.silenced, example, output=output))
+    return Sanitized(dense, slimmed, unlearned, recovered, pruned, watch.seconds)
+
+
+def _check(classifier: Classifier, clean: ImageSet) -> None:
+    gate_sites(classifier.module)
+    check_finite(classifier.module)
+    if clean.images.dim() != 4 or len(clean) < 2 or len(clean.images) != len(clean):
+        raise DataError(
+            f"clean pictures of shape {tuple(clean.images.shape)} and {len(clean)} labels do not "
+            "fit; at least two pictures (n, C, H, W) and as many labels are needed"
+        )
+    with torch.no_grad():
+        classifier.module.eval()
+        classes = classifier.logits(clean.images[:2]).shape[1]
+    low, high = int(clean.labels.min()), int(clean.labels.max())
+    if low < 0 or high >= classes:
+        raise DataError(
+            f"clean labels run from {low} to {high} but the network has {classes} outputs"
+        )

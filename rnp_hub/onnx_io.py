@@ -1,0 +1,119 @@
+"""Running an exported network: onnxruntime, numpy and Pillow, no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from rnp_hub.errors import DataError, ModelError
+from rnp_hub.preprocess import Preprocess
+
+INPUT, OUTPUT = "pixel_values", "logits"
+METADATA_KEY = "rnp_hub"
+"""Where in the file's metadata labels and preprocessing stand, as JSON."""
+
+
+class Runner:
+    """An ONNX classifier in onnxruntime.
+
+    Raises:
+        ModelError: the file cannot be read or is no classifier with the input `pixel_values`.
+    """
+
+    def __init__(self, file: Path) -> None:
+        import onnxruntime
+
+        if not file.is_file():
+            raise ModelError(f"there is no ONNX file at {file}")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        try:
+            self.session = onnxruntime.InferenceSession(
+                str(file), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's exceptions have no common type but this
+            reason = str(error).strip().splitlines()[0]
+            raise ModelError(f"{file} is no readable ONNX file ({reason})") from error
+        names = [each.name for each in self.session.get_inputs()]
+        if names != [INPUT]:
+            raise ModelError(f"{file} takes {', '.join(names)} where {INPUT!r} is wanted")
+        self.metadata = self._metadata()
+
+    def _metadata(self) -> dict[str, Any]:
+        stored = self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}")
+        try:
+            found = json.loads(stored)
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def logits(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Normalised pictures (n, C, H, W) to logits (n, classes)."""
+        found: NDArray[np.float32] = self.session.run([OUTPUT], {INPUT: inputs})[0]
+        return found
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network says of one picture.
+
+    Attributes:
+        file: its path.
+        label: name of the likeliest label, or its number where there are no names.
+        index: its place among the logits.
+        score: softmax, in [0, 1].
+    """
+
+    file: str
+    label: str
+    index: int
+    score: float
+
+
+def predict(file: Path, pictures: Sequence[Path]) -> list[Prediction]:
+    """Classify pictures with an exported network.
+
+    Raises:
+        ModelError: the ONNX file is unreadable, or was not written by rnp-hub.
+        DataError: a picture is missing or unreadable.
+    """
+    runner = Runner(file)
+    labels, stored = runner.metadata.get("labels"), runner.metadata.get("preprocess")
+    if not isinstance(stored, dict):
+        raise ModelError(f"{file} does not say how pictures enter it; it was not made by rnp-hub")
+    preprocess = Preprocess.from_pretrained_cfg(stored)
+    pixels = np.stack([preprocess.geometry(_open(picture)) for picture in pictures])
+    scores = _softmax(runner.logits(preprocess.normalise(pixels)))
+    return [
+        Prediction(
+            file=str(picture),
+            label=str(labels[best] if labels else best),
+            index=int(best),
+            score=float(row[best]),
+        )
+        for picture, row, best in zip(pictures, scores, scores.argmax(1), strict=True)
+    ]
+
+
+def _open(file: Path) -> Image.Image:
+    try:
+        picture = Image.open(file)
+        picture.load()
+    except FileNotFoundError as error:
+        raise DataError(f"there is no picture at {file}") from error
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"{file} is no readable picture ({error})") from error
+    return picture
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    weights = np.exp(logits - logits.max(1, keepdims=True))
+    shares: NDArray[np.float32] = weights / weights.sum(1, keepdims=True)
+    return shares

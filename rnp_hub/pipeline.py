@@ -1,0 +1,434 @@
+"""The calls in order: pull, evaluate, unlearn, recover, prune, slim, verify, export, card."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+import rnp_hub
+from rnp_hub import evaluate as measuring
+from rnp_hub import export as exporting
+from rnp_hub.compute import Compute, Precision, peak_memory_mib
+from rnp_hub.data import Data, DataConfig, Target, load, load_all
+from rnp_hub.demo import TARGET as DEMO_TARGET
+from rnp_hub.demo import trigger_file
+from rnp_hub.errors import ConfigError, ModelError, OutputError
+from rnp_hub.hub_cards import render
+from rnp_hub.labels import resolve_label
+from rnp_hub.method import SanitizeConfig, Sanitized, Stopwatch, sanitize
+from rnp_hub.network import Classifier, Normalise
+from rnp_hub.output import check_free, new_folder
+from rnp_hub.progress import Progress, quiet
+from rnp_hub.pull import DEMO, PulledModel, pull
+from rnp_hub.report import (
+    FILE,
+    DataRecord,
+    EvalRecord,
+    ExportRecord,
+    OnnxRecord,
+    PruneRecord,
+    RateRecord,
+    RunReport,
+    ScoresRecord,
+    SlimRecord,
+    SourceRecord,
+    VerdictRecord,
+)
+from rnp_hub.slim import WAYS
+from rnp_hub.triggers import Poisoned, stamp
+
+PROBES = 256
+"""Pictures of the evaluation set on which files are compared with the network in memory."""
+
+Say = Callable[[str], None]
+"""Told what a person should know, one sentence at a time."""
+
+
+@dataclass(frozen=True)
+class Attacks:
+    """Known triggers, to be measured and nothing else.
+
+    Attributes:
+        poisoned: data sets whose pictures carry a trigger already, with their true labels.
+        triggers: triggers to lay on the evaluation set; see `triggers.parse`.
+        target: label they ask for, by name or number.
+    """
+
+    poisoned: tuple[str, ...] = ()
+    triggers: tuple[str, ...] = ()
+    target: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a command line asks for.
+
+    Attributes:
+        model, revision: see `pull.pull`.
+        data: see `data.DataConfig`.
+        attacks: known triggers.
+        device, precision: see `Compute.choose`.
+    """
+
+    model: str
+    revision: str | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    attacks: Attacks = field(default_factory=Attacks)
+    device: str = "auto"
+    precision: Precision = "auto"
+
+
+@dataclass(frozen=True)
+class SanitizeJob:
+    """A job and what to do.
+
+    Attributes:
+        job: the model, the data, the triggers.
+        out: folder to write; `None` for `./NAME-rnp`.
+        recipe, max_ca_drop, threshold: see `SanitizeConfig.of`.
+        force: replace a folder that an earlier run made.
+    """
+
+    job: Job
+    out: Path | None = None
+    recipe: str = "default"
+    max_ca_drop: float = 0.02
+    threshold: float | None = None
+    force: bool = False
+
+    @property
+    def folder(self) -> Path:
+        if self.out is not None:
+            return self.out
+        if self.job.model == DEMO:
+            return Path("demo-rnp")
+        name = Path(self.job.model.partition("@")[0].partition(":")[2] or self.job.model)
+        return Path(f"{name.resolve().name}-rnp")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model, its data and its triggers, ready to be measured."""
+
+    model: PulledModel
+    data: Data
+    attacks: tuple[Poisoned, ...]
+    classifier: Classifier
+
+    def score(self, module: nn.Module, stage: str, progress: Progress) -> measuring.Scores:
+        return measuring.evaluate(
+            self.classifier.with_module(module),
+            self.data.evaluation.pictures,
+            self.attacks,
+            classes=self.model.target.classes,
+            stage=stage,
+            progress=progress,
+        )
+
+
+def open_job(job: Job, say: Say) -> Opened:
+    """Pull the model and read the data.
+
+    Raises:
+        RnpHubError: whatever is wrong with either, or with a trigger.
+    """
+    compute = Compute.choose(job.device, job.precision)
+    model = pull(job.model, job.revision)
+    for note in model.notes:
+        say(note)
+    data = load(job.data, model.target)
+    for part in (data.clean, data.evaluation):
+        if part.corrupt:
+            say(f"{part.corrupt} pictures of split {part.split!r} cannot be decoded; left out")
+    attacks = _attacks(_with_demo_trigger(job), model.target, data)
+    classifier = Classifier(model.module, Normalise(model.target.preprocess), compute)
+    return Opened(model, data, attacks, classifier)
+
+
+def _with_demo_trigger(job: Job) -> Attacks:
+    """The demo network comes with its trigger; everything else has those it was given."""
+    if job.model == DEMO and job.data.spec == "digits" and job.attacks == Attacks():
+        return Attacks(triggers=(str(trigger_file()),), target=str(DEMO_TARGET))
+    return job.attacks
+
+
+def _attacks(attacks: Attacks, target: Target, data: Data) -> tuple[Poisoned, ...]:
+    if not (attacks.poisoned or attacks.triggers):
+        return ()
+    if attacks.target is None:
+        raise ConfigError("a trigger needs the label it asks for; give --target")
+    label = resolve_label(attacks.target, target.label_names, target.classes)
+    stored = [
+        Poisoned(_name_of(path), load_all(path, target).pictures, label)
+        for path in attacks.poisoned
+    ]
+    laid = [stamp(data.evaluation.pictures, spec, label) for spec in attacks.triggers]
+    found = tuple(replace(each, name=_name_of(each.name)) for each in (*stored, *laid))
+    if len({each.name for each in found}) < len(found):
+        raise ConfigError("two triggers have the same name; rename one of the files")
+    return found
+
+
+def _name_of(spec: str) -> str:
+    """A trigger's name in the report: `poisoned` for a path, else as it was given."""
+    return Path(spec).stem if spec.endswith((".parquet", ".png")) else spec
+
+
+# --- evaluate ---------------------------------------------------------------------------------
+
+
+def evaluate_model(job: Job, progress: Progress = quiet, say: Say = lambda _: None) -> ScoresRecord:
+    """Measure a model folder or a Hub model; nothing is written.
+
+    Raises:
+        RnpHubError: whatever is wrong with the model, the data or a trigger.
+    """
+    opened = open_job(job, say)
+    return _scores(opened.score(opened.model.module, "evaluate", progress))
+
+
+# --- export -----------------------------------------------------------------------------------
+
+
+def export_model(model: str, out: Path | None, *, force: bool) -> tuple[Path, OnnxRecord]:
+    """Export a model folder to ONNX, compared in onnxruntime on noise.
+
+    Args:
+        model: see `pull.pull`.
+        out: the file; `None` for `onnx/model.onnx` within the folder.
+        force: replace a file that is there.
+
+    Raises:
+        RnpHubError: the model is unreadable, the file exists, or the two disagree.
+    """
+    file = out or Path(model) / "onnx" / "model.onnx"
+    if file.exists() and not force:
+        raise OutputError(f"{file} exists; give another --out, or --force to replace it")
+    pulled = pull(model)
+    shape = pulled.target.preprocess.input_size
+    probe = torch.randn(16, *shape, generator=torch.Generator().manual_seed(0))
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        record = exporting.write_onnx(partial, pulled.module, pulled.target, probe)
+        partial.replace(file)
+    except OSError as error:
+        raise OutputError(f"{file} cannot be written ({error.strerror})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return file, record
+
+
+# --- sanitize ---------------------------------------------------------------------------------
+
+T = TypeVar("T")
+
+
+def sanitize_model(
+    asked: SanitizeJob, progress: Progress = quiet, say: Say = lambda _: None
+) -> RunReport:
+    """The whole path: from a model's name to a folder that can be shipped.
+
+    Raises:
+        RnpHubError: whatever is wrong; nothing is written then.
+    """
+    check_free(asked.folder, force=asked.force)
+    watch = Stopwatch()
+    opened = watch.time("open", lambda: open_job(asked.job, say))
+    _refuse_chance(opened)
+    config = SanitizeConfig.of(
+        asked.recipe,
+        seed=asked.job.data.seed,
+        flip=opened.data.flip,
+        max_ca_drop=asked.max_ca_drop,
+        threshold=asked.threshold,
+    )
+    original = opened.model.module
+    before = watch.time("before", lambda: opened.score(original, "before", progress))
+    clean = opened.data.clean.pictures
+    result = sanitize(
+        original,
+        clean.images,
+        clean.labels,
+        config,
+        transform=opened.classifier.transform,
+        compute=opened.classifier.compute,
+        progress=progress,
+    )
+    watch.seconds |= result.timing_s
+    after = watch.time("after", lambda: opened.score(result.module, "after", progress))
+    with new_folder(asked.folder, force=asked.force) as folder:
+        progress("export", 0.0, {})
+        files = watch.time("export", lambda: _export(folder, opened, result))
+        progress("export", 1.0, {})
+        report = RunReport(
+            source=_source(opened.model),
+            data=_data(opened.data, asked.job.data),
+            eval=_evaluation(opened.data),
+            before=_scores(before),
+            after=_scores(after),
+            verdict=_verdict(result),
+            prune=_prune(result),
+            slim=_slim(opened, result),
+            export=files,
+            config=_settings(asked, config),
+            timing_s=watch.seconds,
+            peak_memory_mib=round(peak_memory_mib(), 1),
+            environment=_environment(opened.classifier.compute),
+        )
+        (folder / FILE).write_text(report.to_json(), encoding="utf-8")
+        (folder / "README.md").write_text(render(report), encoding="utf-8")
+    return report
+
+
+CHANCE_MARGIN = 0.1
+"""A network this share of the way from chance to perfect knows its data too badly to be healed."""
+
+
+def _refuse_chance(opened: Opened) -> None:
+    found = measuring.accuracy(
+        opened.classifier.with_module(opened.model.module), opened.data.clean.pictures
+    )
+    chance = 1 / opened.model.target.classes
+    if found <= chance + CHANCE_MARGIN * (1 - chance):
+        raise ModelError(
+            f"the model gets {found:.1%} of the clean slice right, which is near chance "
+            f"({chance:.1%}); its labels, its normalisation or its stem are not those of "
+            f"{opened.data.id}"
+        )
+
+
+def _export(folder: Path, opened: Opened, result: Sanitized) -> ExportRecord:
+    model, slim = opened.model, result.slim
+    pictures = opened.data.evaluation.pictures.images[:PROBES]
+    while len(pictures) < 4:  # the comparison needs batches of 1 and of 3
+        pictures = torch.cat((pictures, pictures))
+    probe = opened.classifier.transform(pictures)
+    dense = exporting.write_model(folder, model, result.module, model.architecture, probe)
+    smaller = exporting.slim_architecture(model, slim.edits)
+    slim_file = exporting.write_model(folder / "slim", model, slim.module, smaller, probe)
+    onnx = exporting.write_onnx(folder / "onnx" / "model.onnx", slim.module, model.target, probe)
+    return ExportRecord(dense.record, slim_file.record, {"fp32": onnx})
+
+
+# --- the record -------------------------------------------------------------------------------
+
+
+def _source(model: PulledModel) -> SourceRecord:
+    located = model.located
+    return SourceRecord(
+        repo_id=located.repo_id,
+        path=None if located.repo_id else located.spec,
+        sha=located.sha,
+        architecture=model.architecture.name,
+        licence=located.licence,
+        stem=model.architecture.stem,
+        label_names=model.target.label_names,
+        notes=model.notes,
+    )
+
+
+def _data(data: Data, config: DataConfig) -> DataRecord:
+    clean = data.clean
+    return DataRecord(
+        data.id, data.sha, clean.split, len(clean.pictures), config.seed, clean.corrupt
+    )
+
+
+def _evaluation(data: Data) -> EvalRecord:
+    evaluation = data.evaluation
+    return EvalRecord(data.id, evaluation.split, len(evaluation.pictures), evaluation.corrupt)
+
+
+def _scores(scores: measuring.Scores) -> ScoresRecord:
+    rates = scores.attack_success_rate.items()
+    return ScoresRecord(
+        RateRecord(**asdict(scores.clean_accuracy)),
+        scores.per_class_accuracy,
+        {name: RateRecord(**asdict(rate)) for name, rate in rates},
+    )
+
+
+def _verdict(result: Sanitized) -> VerdictRecord:
+    """No verdict yet: the histogram names a suspect, which a clean network has too."""
+    unlearned = result.unlearned
+    evidence = {
+        "suspect": unlearned.suspect,
+        "unlearning_histogram": unlearned.histogram,
+        "unlearning_accuracy": [round(value, 4) for value in unlearned.accuracies],
+    }
+    return VerdictRecord(None, None, None, None, evidence)
+
+
+def _prune(result: Sanitized) -> PruneRecord:
+    pruned = result.pruned
+    return PruneRecord(
+        rule=pruned.rule,
+        threshold=pruned.threshold,
+        silenced=pruned.count,
+        filters=pruned.filters,
+        per_layer=pruned.silenced,
+        slice_accuracy=tuple(round(value, 6) for value in pruned.accuracies),
+    )
+
+
+def _slim(opened: Opened, result: Sanitized) -> SlimRecord:
+    slim, layers = result.slim, result.slim.layers.values()
+    example = opened.classifier.transform(opened.data.clean.pictures.images[:1])
+    return SlimRecord(
+        parameters=(_parameters(result.module), _parameters(slim.module)),
+        macs=(_macs(result.module, example), _macs(slim.module, example)),
+        silenced=sum(layer.silenced for layer in layers),
+        removed=sum(layer.removed for layer in layers),
+        carriers=sum(layer.carriers for layer in layers),
+        kept=sum(layer.kept for layer in layers),
+        by={way: sum(getattr(layer, way) for layer in layers) for way in WAYS},
+        max_rel_diff=slim.max_rel_diff,
+        per_layer={name: asdict(layer) for name, layer in slim.layers.items()},
+        refused=slim.refused,
+    )
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@torch.no_grad()
+def _macs(module: nn.Module, example: Tensor) -> int:
+    """Multiply-accumulates of convolutions and matrix products for one picture."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        module(example)
+    return int(counter.get_total_flops()) // 2
+
+
+def _settings(asked: SanitizeJob, config: SanitizeConfig) -> dict[str, object]:
+    return {
+        "recipe": config.recipe,
+        "n": asked.job.data.n,
+        "eval_n": asked.job.data.eval_n,
+        "max_ca_drop": config.prune.max_ca_drop,
+        "threshold": config.prune.threshold,
+        "target": asked.job.attacks.target,
+        "unlearn": asdict(config.unlearn),
+        "recover": asdict(config.recover),
+    }
+
+
+def _environment(compute: Compute) -> dict[str, str]:
+    import timm
+
+    return {
+        "rnp_hub": rnp_hub.__version__,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "python": platform.python_version(),
+        "device": compute.describe(),
+        "precision": compute.precision,
+    }

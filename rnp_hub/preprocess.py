@@ -1,0 +1,149 @@
+"""From a decoded picture to what the network takes, as its own `pretrained_cfg` says.
+
+In two halves, because triggers are laid on pictures, not on normalised tensors: *geometry* (resize
+and crop, to uint8) is done once while reading; *normalisation* is done batch by batch. Only Pillow
+and numpy are used here, so that an exported network runs without torch; the geometry is timm's,
+step by step, and a test holds the two against each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from rnp_hub.errors import ModelError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+CROP_MODES = ("center", "squash", "border")
+INTERPOLATIONS: Mapping[str, Image.Resampling] = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+    "random": Image.Resampling.BILINEAR,
+}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What stands in a timm `pretrained_cfg` about the pictures a network was trained on.
+
+    Attributes:
+        input_size: (channels, height, width) in pixels.
+        mean, std: per channel, of pixels in [0, 1].
+        interpolation: one of `INTERPOLATIONS`.
+        crop_pct: share of the resized picture that the centre crop keeps, in (0, 1].
+        crop_mode: `center` (shorter edge fitted), `squash` (both edges fitted) or `border`
+            (longer edge fitted, the rest filled with the mean colour).
+
+    Raises:
+        ModelError: a value is out of its range or does not fit the others.
+    """
+
+    input_size: tuple[int, int, int] = (3, 224, 224)
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875
+    crop_mode: str = "center"
+
+    def __post_init__(self) -> None:
+        channels = self.input_size[0]
+        if channels not in (1, 3) or min(self.input_size) < 1:
+            raise ModelError(
+                f"the model takes pictures of {self.input_size}; only grey (1) and colour (3) of "
+                "a positive size are read"
+            )
+        if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
+            raise ModelError(
+                f"the model's mean {self.mean} and std {self.std} do not fit {channels} channel(s)"
+            )
+        if self.interpolation not in INTERPOLATIONS or self.crop_mode not in CROP_MODES:
+            raise ModelError(
+                f"the model's interpolation {self.interpolation!r} or crop_mode "
+                f"{self.crop_mode!r} is unknown; they may be {', '.join(INTERPOLATIONS)} and "
+                f"{', '.join(CROP_MODES)}"
+            )
+        if not 0 < self.crop_pct <= 1:
+            raise ModelError(f"the model's crop_pct {self.crop_pct} must lie in (0, 1]")
+
+    @staticmethod
+    def from_pretrained_cfg(config: Mapping[str, Any]) -> Preprocess:
+        """Read a `pretrained_cfg`; what it leaves out takes timm's defaults.
+
+        Raises:
+            ModelError: a value cannot be what it is said to be.
+        """
+        given = {key: config[key] for key in asdict(Preprocess()) if config.get(key) is not None}
+        try:
+            for key, convert in (("input_size", int), ("mean", float), ("std", float)):
+                if key in given:
+                    given[key] = tuple(convert(value) for value in given[key])
+            if len(given.get("input_size", (3, 1, 1))) != 3:
+                raise ValueError(f"input_size {given['input_size']} is not (channels, h, w)")
+            if "crop_pct" in given:
+                given["crop_pct"] = float(given["crop_pct"])
+        except (TypeError, ValueError) as error:
+            raise ModelError(
+                f"the model's pretrained_cfg cannot be read ({error}); correct input_size, mean, "
+                "std or crop_pct in its config.json"
+            ) from error
+        return Preprocess(**given)
+
+    def geometry(self, picture: Image.Image) -> NDArray[np.uint8]:
+        """Resize and crop one picture: uint8 (C, H, W)."""
+        channels, height, width = self.input_size
+        picture = picture.convert("L" if channels == 1 else "RGB")
+        picture = self._crop(picture.resize(self._resized(picture), self.resampling))
+        pixels = np.asarray(picture, dtype=np.uint8)
+        assert pixels.shape[:2] == (height, width)
+        return pixels[None] if channels == 1 else np.moveaxis(pixels, 2, 0)
+
+    @property
+    def resampling(self) -> Image.Resampling:
+        return INTERPOLATIONS[self.interpolation]
+
+    def _resized(self, picture: Image.Image) -> tuple[int, int]:
+        """(width, height) before the crop."""
+        height, width = (math.floor(edge / self.crop_pct) for edge in self.input_size[1:])
+        if self.crop_mode == "squash":
+            return width, height
+        ratios = (picture.width / width, picture.height / height)
+        if self.crop_mode == "border":
+            ratio = max(ratios)
+        elif height == width:
+            # The longer edge is cut off, not rounded, where the shorter is fitted exactly.
+            short = min(picture.size)
+            long = int(width * max(picture.size) / short)
+            return (width, long) if picture.width == short else (long, width)
+        else:
+            ratio = min(ratios)
+        return round(picture.width / ratio), round(picture.height / ratio)
+
+    def _crop(self, picture: Image.Image) -> Image.Image:
+        _, height, width = self.input_size
+        left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
+        if min(left, top) >= 0:
+            return picture.crop((left, top, left + width, top + height))
+        colour = tuple(round(255 * value) for value in self.mean)
+        canvas = Image.new(picture.mode, (width, height), colour if len(colour) > 1 else colour[0])
+        padding = (max((width - picture.width) // 2, 0), max((height - picture.height) // 2, 0))
+        left, top = max(left, 0), max(top, 0)
+        canvas.paste(picture.crop((left, top, left + width, top + height)), padding)
+        return canvas
+
+    def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """uint8 (n, C, H, W) to float32, zero mean and unit variance by `mean` and `std`."""
+        shape = (1, -1, 1, 1)
+        mean, std = (np.array(value, np.float32).reshape(shape) for value in (self.mean, self.std))
+        normalised: NDArray[np.float32] = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+        return normalised

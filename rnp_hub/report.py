@@ -1,0 +1,205 @@
+"""The run's record: every figure on the card stands here with what it was measured on.
+
+`rnp_report.json` is read by other programs, so keys are added, never renamed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from rnp_hub.errors import RnpHubError
+
+SCHEMA: Literal["rnp-hub/report/1"] = "rnp-hub/report/1"
+FILE = "rnp_report.json"
+
+
+@dataclass(frozen=True)
+class RateRecord:
+    """A share of n pictures, in [0, 1], with its 95 % Wilson interval."""
+
+    value: float
+    n: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """The model that was pulled: from the Hub (`repo_id`) or from a folder (`path`)."""
+
+    repo_id: str | None
+    path: str | None
+    sha: str | None
+    architecture: str
+    licence: str | None
+    stem: str | None = None
+    label_names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """The clean slice."""
+
+    id: str
+    sha: str | None
+    split: str
+    n: int
+    seed: int
+    corrupt: int = 0
+
+
+@dataclass(frozen=True)
+class EvalRecord:
+    """The evaluation set."""
+
+    id: str
+    split: str
+    n: int
+    corrupt: int = 0
+
+
+@dataclass(frozen=True)
+class ScoresRecord:
+    """What a network was measured to do; see `evaluate.Scores`."""
+
+    clean_accuracy: RateRecord
+    per_class_accuracy: tuple[float | None, ...]
+    attack_success_rate: dict[str, RateRecord]
+    surrogate_asr: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class VerdictRecord:
+    """Whether there is a backdoor; `None` stands for *not decided*."""
+
+    backdoored: bool | None
+    label: int | None
+    score: float | None
+    residual: bool | None
+    evidence: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PruneRecord:
+    """What was silenced, and by which rule."""
+
+    rule: str
+    threshold: float | None
+    silenced: int
+    filters: int
+    per_layer: dict[str, tuple[int, ...]]
+    slice_accuracy: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class SlimRecord:
+    """What was physically removed."""
+
+    parameters: tuple[int, int]
+    macs: tuple[int, int]
+    silenced: int
+    removed: int
+    carriers: int
+    kept: int
+    by: dict[str, int]
+    max_rel_diff: float
+    per_layer: dict[str, dict[str, int]] = field(default_factory=dict)
+    refused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A weight file, read back."""
+
+    sha256: str
+    max_rel_diff: float
+
+
+@dataclass(frozen=True)
+class OnnxRecord:
+    """An ONNX file, run in onnxruntime against torch."""
+
+    sha256: str
+    opset: int
+    max_rel_diff: float
+    top1_agreement: float
+    latency_ms: float
+
+
+@dataclass(frozen=True)
+class ExportRecord:
+    """The files of the folder."""
+
+    safetensors: FileRecord
+    slim: FileRecord
+    onnx: dict[str, OnnxRecord]
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """Everything one `sanitize` measured."""
+
+    source: SourceRecord
+    data: DataRecord
+    eval: EvalRecord
+    before: ScoresRecord
+    after: ScoresRecord
+    verdict: VerdictRecord
+    prune: PruneRecord
+    slim: SlimRecord
+    export: ExportRecord
+    config: dict[str, Any]
+    timing_s: dict[str, float]
+    peak_memory_mib: float
+    environment: dict[str, str]
+    schema: Literal["rnp-hub/report/1"] = SCHEMA
+
+    # A misspelt or unknown key is an error, not a silent default.
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    def to_json(self) -> str:
+        """Indented JSON, the schema first."""
+        record = _adapter().dump_python(self, mode="json")
+        ordered = {"schema": record.pop("schema"), **record}
+        return _dump(ordered)
+
+    @staticmethod
+    def from_json(text: str | bytes) -> RunReport:
+        """Read a report, strictly.
+
+        Raises:
+            RnpHubError: it is no report of this schema; the first key that is wrong is named.
+        """
+        try:
+            return _adapter().validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise RnpHubError(f"this is no {SCHEMA}: {where}: {first['msg']}") from error
+
+    @staticmethod
+    def read(folder: Path) -> RunReport:
+        """The report of a folder that `sanitize` made.
+
+        Raises:
+            RnpHubError: there is none, or it cannot be read.
+        """
+        file = folder / FILE
+        if not file.is_file():
+            raise RnpHubError(f"{folder} holds no {FILE}; it was not made by `rnp-hub sanitize`")
+        return RunReport.from_json(file.read_bytes())
+
+
+def _adapter() -> TypeAdapter[RunReport]:
+    return TypeAdapter(RunReport)
+
+
+def _dump(record: dict[str, Any]) -> str:
+    import json
+
+    return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
