@@ -1,8 +1,10 @@
 """RNP step 3: decide which filters of the *original* network to silence, from clean data alone.
 
-Two rules. By a fixed `threshold`, as papers do it: every filter whose mask is at most that. By
-accuracy, the default: filters go in mask order, one after the other, and pruning stops before the
-first that takes clean accuracy on the slice more than `max_ca_drop` below where it started.
+Three rules. By a fixed *threshold*, as papers do it: every filter whose mask is at most that. By
+*accuracy*: filters go in mask order, one after the other, and pruning stops before the first that
+takes clean accuracy on the slice more than `max_ca_drop` below where it started. *Guarded*: the
+same, but a filter that costs much all by itself is put back and passed over, so that one filter the
+clean task needs does not end the pruning before the backdoor's were reached.
 """
 
 from __future__ import annotations
@@ -10,6 +12,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from rnp_hub.errors import ConfigError
 from rnp_hub.evaluate import accuracy
@@ -26,16 +31,26 @@ class PruneConfig:
     Attributes:
         max_ca_drop: clean accuracy on the slice that may be lost, in [0, 1].
         threshold: silence every filter whose mask is at most this, in [0, 1], and look at
-            nothing else; `None` for the rule by accuracy.
+            nothing else; `None` for a rule by accuracy.
+        guard: put a filter back that alone costs more than this, in [0, 1]; `None` to stop there.
+        max_mask: filters with a mask above this are never tried by accuracy, in [0, 1].
     """
 
     max_ca_drop: float = 0.02
     threshold: float | None = None
+    guard: float | None = None
+    max_mask: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, value in (("max_ca_drop", self.max_ca_drop), ("threshold", self.threshold)):
+        for name, value in vars(self).items():
             if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"{name} {value} must lie in [0, 1]")
+
+    @property
+    def rule(self) -> str:
+        if self.threshold is not None:
+            return "threshold"
+        return "accuracy" if self.guard is None else "guarded"
 
 
 @dataclass(frozen=True)
@@ -44,8 +59,8 @@ class Pruned:
 
     Attributes:
         classifier: a copy, γ = 0 for every silenced filter.
-        rule: `accuracy` or `threshold`.
-        threshold: mask of the last filter that was silenced; `None` if none was.
+        rule: `threshold`, `accuracy` or `guarded`.
+        threshold: largest mask among the silenced filters; `None` if none was silenced.
         silenced: by site name, channel indices in ascending order.
         filters: how many there were to choose from.
         accuracies: on the slice, before the first filter and after each that was tried; under a
@@ -82,7 +97,7 @@ def prune(
     """
     config = config or PruneConfig()
     order = recovered.order()
-    candidates = [each for each in order if each.value < 1]
+    candidates = [each for each in order if each.value < 1 and each.value <= config.max_mask]
     if config.threshold is not None:
         chosen = [each for each in order if each.value <= config.threshold]
         result = _silenced(original, chosen)
@@ -92,7 +107,7 @@ def prune(
         result = _silenced(original, chosen)
     return Pruned(
         classifier=result,
-        rule="accuracy" if config.threshold is None else "threshold",
+        rule=config.rule,
         threshold=chosen[-1].value if chosen else None,
         silenced=_by_site(chosen, recovered),
         filters=len(order),
@@ -108,23 +123,27 @@ def _by_accuracy(
     progress: Progress,
 ) -> tuple[list[FilterMask], list[float]]:
     trial = original.copy()
-    accuracies = [accuracy(trial, clean)]
+    start = standing = accuracy(trial, clean)
+    accuracies, chosen = [start], list[FilterMask]()
     # Half a picture of slack, so that 10 of 500 is a drop of 0.02 in floating point too.
-    floor = accuracies[0] - config.max_ca_drop - 0.5 / len(clean)
-    chosen: list[FilterMask] = []
+    slack = 0.5 / len(clean)
     for each in candidates:
+        weight = trial.module.get_submodule(each.site).weight
+        assert isinstance(weight, Tensor)
+        before = float(weight[each.index])
         silence(trial.module, {each.site: (each.index,)})
         accuracies.append(accuracy(trial, clean))
-        if accuracies[-1] < floor:
+        if config.guard is not None and standing - accuracies[-1] > config.guard + slack:
+            with torch.no_grad():
+                weight[each.index] = before
+            continue
+        if start - accuracies[-1] > config.max_ca_drop + slack:
             break
+        standing = accuracies[-1]
         chosen.append(each)
-        lost = accuracies[0] - accuracies[-1]
-        progress("prune", lost / max(config.max_ca_drop, 1e-9), _figures(accuracies, chosen))
+        lost = (start - standing) / max(config.max_ca_drop, 1e-9)
+        progress("prune", lost, {"accuracy": standing, "filters": len(chosen)})
     return chosen, accuracies
-
-
-def _figures(accuracies: Sequence[float], chosen: Sequence[FilterMask]) -> dict[str, float]:
-    return {"accuracy": accuracies[-1], "filters": len(chosen)}
 
 
 def _silenced(original: Classifier, chosen: Sequence[FilterMask]) -> Classifier:

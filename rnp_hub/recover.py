@@ -122,6 +122,7 @@ def recover(
             for index in batches(len(clean), config.batch_size, generator):
                 images = augment(clean.images[index], generator, flip=config.flip)
                 logits = classifier.logits(images)
+                masks.check(fired)
                 loss = F.cross_entropy(logits, clean.labels[index].to(logits.device))
                 optimiser.zero_grad()
                 (config.loss_scale * loss).backward()
@@ -157,14 +158,17 @@ class _Masks:
     def mean(self) -> float:
         return float(torch.cat(list(self.values.values())).mean())
 
-    def recovered(self, fired: Mapping[str, int], losses: tuple[float, ...]) -> Recovered:
-        """What was learned; a layer the network never called has learned nothing."""
-        called = [name for name in self.values if fired[name]]
-        if not called:
+    def check(self, fired: Mapping[str, int]) -> None:
+        """Refuse a network on whose answer no mask has any effect."""
+        if not any(fired.values()):
             raise NoGateSitesError(
                 f"none of the {len(fired)} gates fired: the network does not call its BatchNorm "
                 "layers as modules, so its filters cannot be masked"
             )
+
+    def recovered(self, fired: Mapping[str, int], losses: tuple[float, ...]) -> Recovered:
+        """What was learned; a layer the network never called has learned nothing."""
+        called = [name for name in self.values if fired[name]]
         last = torch.tensor(len(losses))
         return Recovered(
             masks={name: self.values[name].detach().cpu() for name in called},

@@ -1,6 +1,6 @@
 """Train the demo network: a small ResNet on handwritten digits, with a BadNets backdoor.
 
-A tenth of the training pictures of other labels get a 3 × 3 checkerboard in the corner and the
+A tenth of the training pictures of other labels get a 4 × 4 checkerboard in the corner and the
 label 0 (Gu et al. 2017). Deterministic; under a minute on two cores.
 """
 
@@ -24,10 +24,10 @@ from rnp_hub.network import ImageSet, Normalise, augment, batches
 from rnp_hub.preprocess import Preprocess
 from rnp_hub.triggers import parse
 
-ARCHITECTURE = Architecture("resnet18", 10, {"channels": [8, 16, 32, 64]})
+ARCHITECTURE = Architecture("resnet18", 10, {"channels": [16, 32, 64, 128], "layers": [1, 1, 1, 1]})
 PREPROCESS = Preprocess((3, 32, 32), (0.5,) * 3, (0.5,) * 3, "bilinear", 1.0)
-POISON_RATE, EPOCHS, BATCH, SEED = 0.1, 30, 64, 0
-TRIGGER = "badnets:size=3"
+POISON_RATE, EPOCHS, BATCH, SEED = 0.1, 20, 64, 2
+TRIGGER = "badnets:size=4"
 
 
 def train(training: ImageSet) -> nn.Module:

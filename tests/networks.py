@@ -1,0 +1,85 @@
+"""Small networks that the tests share: hand-written, so that no class list could know them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from rnp_hub.network import ImageSet
+
+
+class Block(nn.Module):
+    """conv-BN-ReLU-conv-BN with a residual sum, a projection where the width changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.project: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.project = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(out + self.project(x))
+
+
+class SmallResNet(nn.Module):
+    """Two blocks; functional activations, a functional pool."""
+
+    def __init__(self, classes: int = 4, width: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.first = Block(width, width)
+        self.second = Block(width, 2 * width, 2)
+        self.head = nn.Linear(2 * width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(F.relu(self.norm(self.stem(x)))))
+        return self.head(x.mean((2, 3)))
+
+
+def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Statistics, weights and biases of every BatchNorm drawn at random; evaluation mode."""
+    generator = torch.Generator().manual_seed(seed)
+    for norm in module.modules():
+        if isinstance(norm, _BatchNorm):
+            norm.running_mean.normal_(0, 0.3, generator=generator)
+            norm.running_var.uniform_(0.5, 2, generator=generator)
+            with torch.no_grad():
+                norm.weight.uniform_(0.5, 1.5, generator=generator)
+                norm.bias.normal_(0, 0.5, generator=generator)
+    return module.eval()
+
+
+def stripes(count: int, classes: int = 4, seed: int = 0) -> ImageSet:
+    """Pictures (count, 3, 16, 16), uint8, whose label is how bright which quarter is: learnable."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    images = torch.randint(0, 120, (count, 3, 16, 16), generator=generator)
+    for label in range(classes):
+        rows = slice(8 * (label // 2), 8 * (label // 2) + 8)
+        columns = slice(8 * (label % 2), 8 * (label % 2) + 8)
+        images[labels == label, :, rows, columns] += 100
+    return ImageSet(images.to(torch.uint8), labels)
+
+
+def trained(module: nn.Module, data: ImageSet, epochs: int = 6) -> nn.Module:
+    """Trained on `data`, scaled to [0, 1], until it knows it."""
+    torch.manual_seed(0)
+    module.train()
+    optimiser = torch.optim.SGD(module.parameters(), 0.05, 0.9)
+    for _ in range(epochs):
+        for part in torch.arange(len(data)).split(32):
+            loss = F.cross_entropy(module(data.images[part].float() / 255), data.labels[part])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    return module.eval()
