@@ -83,7 +83,7 @@ class Classifier:
         return replace(self, module=self.compute.place(module))
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits (n, classes) in float32, with gradients where they are enabled.
+        """Logits (n, classes), float32 or wider, with gradients where they are enabled.
 
         Raises:
             ModelError: the output holds no two-dimensional tensor of logits.
@@ -93,7 +93,8 @@ class Classifier:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with self.compute.autocast():
             output = self.module(inputs)
-        return logits_of(output, self.output).float()
+        logits = logits_of(output, self.output)
+        return logits if logits.dtype == torch.float64 else logits.float()
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ def _by_accuracy(
     for each in candidates:
         weight = trial.module.get_submodule(each.site).weight
         assert isinstance(weight, Tensor)
-        before = float(weight[each.index])
+        before = float(weight[each.index].detach())
         silence(trial.module, {each.site: (each.index,)})
         accuracies.append(accuracy(trial, clean))
         if config.guard is not None and standing - accuracies[-1] > config.guard + slack:

@@ -113,7 +113,7 @@ def recover(
     config = config or RecoverConfig()
     classifier = unlearned.copy()
     classifier.module.train().requires_grad_(False)
-    masks = _Masks(gate_sites(classifier.module), classifier.compute.device)
+    masks = _Masks(gate_sites(classifier.module), next(classifier.module.parameters()))
     optimiser = torch.optim.SGD(masks.values.values(), config.learning_rate, config.momentum)
     generator = seeded(config.seed)
     losses: list[float] = []
@@ -137,12 +137,15 @@ def recover(
 class _Masks:
     """The masks being learned, one tensor a site."""
 
-    def __init__(self, sites: tuple[Site, ...], device: str) -> None:
+    def __init__(self, sites: tuple[Site, ...], like: Tensor) -> None:
         self.values = {
-            site.name: torch.ones(site.filters, device=device, requires_grad=True) for site in sites
+            site.name: torch.ones(
+                site.filters, dtype=like.dtype, device=like.device, requires_grad=True
+            )
+            for site in sites
         }
         self.zero_steps = {
-            site.name: torch.full((site.filters,), -1, device=device) for site in sites
+            site.name: torch.full((site.filters,), -1, device=like.device) for site in sites
         }
 
     @torch.no_grad()

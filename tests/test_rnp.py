@@ -146,7 +146,7 @@ def test_masks_equal_those_of_a_plain_reference(classifier: Classifier, clean: I
     for _ in range(config.epochs):
         for index in batches(len(clean), config.batch_size, generator):
             images = augment(clean.images[index], generator)
-            loss = F.cross_entropy(plain(images.double() / 255).float(), clean.labels[index])
+            loss = F.cross_entropy(plain(images.double() / 255), clean.labels[index])
             optimiser.zero_grad()
             (0.2 * loss).backward()
             optimiser.step()

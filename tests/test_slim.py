@@ -1,0 +1,288 @@
+"""Slimming: exact, by whichever way, on real and on random networks."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rnp_hub.errors import ModelError
+from rnp_hub.hooks import gate_sites, silence
+from rnp_hub.slim import (
+    MAX_REL_DIFF,
+    ChannelScatter,
+    LayerEdit,
+    Slimmed,
+    apply_edits,
+    relative_difference,
+    slim,
+)
+from tests.networks import SmallResNet, randomised
+
+
+def some_of_every_site(
+    module: nn.Module, share: float, seed: int = 0
+) -> dict[str, tuple[int, ...]]:
+    draw = random.Random(seed)
+    return {
+        site.name: tuple(sorted(draw.sample(range(site.filters), int(share * site.filters))))
+        for site in gate_sites(module)
+    }
+
+
+def slimmed(module: nn.Module, silenced: dict[str, tuple[int, ...]], size: int = 16) -> Slimmed:
+    """Cut in float64, and compared once more by the test itself."""
+    silence(module.double(), silenced)
+    generator = torch.Generator().manual_seed(1)
+    example = torch.randn(4, 3, size, size, generator=generator, dtype=torch.float64)
+    result = slim(module, silenced, example)
+    assert relative_difference(module, result.module, example) <= 1e-9
+    assert result.max_rel_diff <= MAX_REL_DIFF
+    for site, count in result.layers.items():
+        assert count.removed + count.carriers + count.kept == count.silenced == len(silenced[site])
+    return result
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# --- each way -------------------------------------------------------------------------------------
+
+
+class Chain(nn.Module):
+    """conv-BN-activation, then a reader: padded, unpadded or linear."""
+
+    def __init__(self, activation: nn.Module, padding: int = 1, kernel: int = 3) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, 1, 1)
+        self.norm = nn.BatchNorm2d(6)
+        self.activation = activation
+        self.reader = nn.Conv2d(6, 4, kernel, 1, padding, bias=False)
+        self.last = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.reader(self.activation(self.norm(self.conv(x))))).mean((2, 3))
+
+
+def chain(activation: nn.Module, bias: list[float], **shape: int) -> nn.Module:
+    module = randomised(Chain(activation, **shape))
+    with torch.no_grad():
+        module.norm.bias.copy_(torch.tensor(bias))
+    return module
+
+
+def test_a_filter_that_is_zero_behind_its_relu_is_deleted() -> None:
+    module = chain(nn.ReLU(), [-1.0, -0.5, 0.0, 1.0, 1.0, 1.0])
+    result = slimmed(module, {"norm": (0, 1, 2)})
+    assert result.layers["norm"].delete == 3
+    assert result.module.conv.weight.shape == (3, 3, 3, 3)
+    assert result.module.reader.weight.shape == (4, 3, 3, 3)
+    assert result.module.reader.bias is None
+
+
+def test_a_constant_before_an_unpadded_reader_is_folded() -> None:
+    module = chain(nn.SiLU(), [0.7, -0.5, 0.3, 1.0, 1.0, 1.0], padding=0)
+    result = slimmed(module, {"norm": (0, 1, 2)})
+    assert result.layers["norm"].fold == 3
+    assert result.module.reader.weight.shape == (4, 3, 3, 3)
+    assert result.module.reader.bias.shape == (4,)
+
+
+def test_constants_before_a_padded_reader_are_carried_by_the_loudest() -> None:
+    module = chain(nn.ReLU(), [0.7, -0.5, 0.3, 1.9, 1.0, 1.0])
+    result = slimmed(module, {"norm": (0, 1, 2, 3)})
+    count = result.layers["norm"]
+    assert (count.delete, count.carry, count.carriers) == (1, 2, 1)
+    assert result.edits["norm"].outputs == (3, 4, 5)
+    assert result.module.reader.weight.shape == (4, 3, 3, 3)
+
+
+def test_a_residual_stream_is_scattered() -> None:
+    module = randomised(SmallResNet())
+    result = slimmed(module, {"first.bn2": (0, 3, 5)})
+    assert result.layers["first.bn2"].scatter == 3
+    assert result.module.first.conv2.weight.shape == (5, 8, 3, 3)
+    assert result.module.first.bn2.norm.num_features == 5
+
+
+def test_a_layer_silenced_whole_keeps_one_zero() -> None:
+    result = slimmed(chain(nn.ReLU(), [-1.0] * 6), {"norm": tuple(range(6))})
+    count = result.layers["norm"]
+    assert (count.delete, count.kept) == (5, 1)
+    residual = slimmed(randomised(SmallResNet()), {"first.bn2": tuple(range(8))})
+    assert (residual.layers["first.bn2"].scatter, residual.layers["first.bn2"].kept) == (7, 1)
+
+
+def test_what_cannot_be_traced_is_kept_and_counted() -> None:
+    class Moody(SmallResNet):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if float(x.sum()) < 1e9 else x.flatten(1)
+
+    module = randomised(Moody())
+    silence(module, {"first.bn1": (1, 2)})
+    result = slim(module, {"first.bn1": (1, 2)}, torch.randn(4, 3, 16, 16))
+    assert (result.layers["first.bn1"].kept, result.layers["first.bn1"].removed) == (2, 0)
+
+
+def test_the_callers_network_is_left_as_it_was() -> None:
+    module = randomised(SmallResNet())
+    silenced = some_of_every_site(module, 0.25)
+    silence(module, silenced)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    result = slim(module, silenced, torch.randn(4, 3, 16, 16))
+    assert parameters(result.module) < parameters(module)
+    assert next(result.module.parameters()).dtype == torch.float32
+    # Constants moved into float32 weights are rounded there, and only there.
+    assert relative_difference(module, result.module, torch.randn(4, 3, 16, 16)) <= 1e-5
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
+def test_a_slim_network_is_an_ordinary_module() -> None:
+    module = randomised(SmallResNet())
+    small = slimmed(module, some_of_every_site(module, 0.25)).module.float().train()
+    optimiser = torch.optim.SGD(small.parameters(), 0.1)
+    x, labels = torch.randn(8, 3, 16, 16), torch.arange(8) % 4
+    losses = []
+    for _ in range(5):
+        loss = F.cross_entropy(small(x), labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+    copy = slimmed(randomised(SmallResNet()), some_of_every_site(SmallResNet(), 0.25)).module
+    copy.load_state_dict(small.state_dict())
+
+
+# --- real networks --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "fully"),
+    [
+        ("resnet18", True),
+        ("resnet26d", True),
+        ("seresnet18", True),
+        ("inception_v3", True),
+        ("mobilenetv2_100", False),
+        ("densenet121", False),
+        ("test_resnet", True),
+    ],
+)
+def test_timm_networks_are_exact(name: str, fully: bool) -> None:
+    if name not in timm.list_models():
+        pytest.skip(f"this timm has no {name}")
+    module = randomised(timm.create_model(name, num_classes=5, in_chans=3))
+    before = parameters(module)
+    result = slimmed(module, some_of_every_site(module, 0.25), size=96)
+    assert result.refused == ()
+    assert parameters(result.module) < before
+    kept = sum(count.kept for count in result.layers.values())
+    assert (kept == 0) == fully
+
+
+# --- random networks ------------------------------------------------------------------------------
+
+
+class Piece(nn.Module):
+    """One random layer and what may follow it."""
+
+    def __init__(self, inputs: int, draw: random.Random) -> None:
+        super().__init__()
+        self.outputs = draw.choice([2, 3, 5])
+        kernel, padding = draw.choice([(1, 0), (3, 1), (3, 0), (1, 1)])
+        self.conv = nn.Conv2d(inputs, self.outputs, kernel, 1, padding, bias=draw.random() < 0.5)
+        self.norm = nn.BatchNorm2d(self.outputs)
+        self.after = draw.choice([F.relu, F.silu, F.hardswish, F.leaky_relu, torch.sigmoid])
+        self.pool = draw.choice(["none", "none", "max", "average", "padded average"])
+        self.merge = draw.choice(["none", "none", "add", "cat", "gate"])
+        self.branch = nn.Conv2d(inputs, self.outputs, kernel, 1, padding)
+        if self.merge == "cat":
+            self.outputs *= 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.after(self.norm(self.conv(x)))
+        if self.merge == "add":
+            out = out + self.branch(x)
+        elif self.merge == "cat":
+            out = torch.cat((out, self.branch(x)), 1)
+        elif self.merge == "gate":
+            out = out * torch.sigmoid(self.branch(x)).mean((2, 3), keepdim=True)
+        if self.pool == "max":
+            return F.max_pool2d(out, 3, 1, 1)
+        if self.pool == "average":
+            return F.avg_pool2d(out, 2, 1)
+        return F.avg_pool2d(out, 3, 1, 1) if self.pool == "padded average" else out
+
+
+class RandomNetwork(nn.Module):
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        draw, width, pieces = random.Random(seed), 3, []
+        for _ in range(draw.choice([1, 2, 3])):
+            pieces.append(Piece(width, draw))
+            width = pieces[-1].outputs
+        self.pieces = nn.Sequential(*pieces)
+        self.flat = draw.random() < 0.3
+        self.head = nn.Linear(width * (4 if self.flat else 1), 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pieces(x)
+        x = F.adaptive_avg_pool2d(x, 2).flatten(1) if self.flat else x.mean((2, 3))
+        return self.head(x)
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=100, deadline=None, derandomize=True, print_blob=True)
+def test_random_networks_are_exact(seed: int) -> None:
+    torch.manual_seed(seed)
+    module = randomised(RandomNetwork(seed), seed)
+    draw = random.Random(seed)
+    silenced = {
+        site.name: tuple(sorted(draw.sample(range(site.filters), draw.randint(0, site.filters))))
+        for site in gate_sites(module)
+    }
+    silenced = {site: indices for site, indices in silenced.items() if indices}
+    result = slimmed(module, silenced, size=12)
+    assert result.refused == (), f"RandomNetwork({seed})"
+
+
+# --- pieces ---------------------------------------------------------------------------------------
+
+
+def test_channel_scatter_fills_the_gaps() -> None:
+    scatter = ChannelScatter(4, [1, 3], torch.tensor([10.0, 0, 30, 0]))
+    x = torch.arange(8.0).view(1, 2, 2, 2)
+    out = scatter(x)
+    assert out[0, 1].tolist() == x[0, 0].tolist()
+    assert out[0, 3].tolist() == x[0, 1].tolist()
+    assert out[0, 0].unique().tolist() == [10]
+    assert out[0, 2].unique().tolist() == [30]
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "sentence"),
+    [
+        ("first.bn1", LayerEdit(outputs=(0, 8)), "not among its 8"),
+        ("first.bn1", LayerEdit(outputs=(2, 1)), "not among its 8"),
+        ("first.bn1", LayerEdit(outputs=()), "not among its 8"),
+        ("first.conv1", LayerEdit(inputs=(-1,)), "not among its 8"),
+        (
+            "first.bn1",
+            LayerEdit(outputs=(0, 1), standing=(1, 2)),
+            "drop channels that they also keep",
+        ),
+        ("first.bn7", LayerEdit(outputs=(0,)), "does not exist"),
+        ("first", LayerEdit(outputs=(0,)), "a Block cannot be cut"),
+    ],
+)
+def test_edits_that_do_not_fit_are_refused(name: str, edit: LayerEdit, sentence: str) -> None:
+    with pytest.raises(ModelError, match=sentence):
+        apply_edits(SmallResNet(), {name: edit})
