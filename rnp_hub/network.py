@@ -140,12 +140,10 @@ def logits_of(output: Any, key: str | int | None = None) -> Tensor:
 def _element(output: Any, key: str | int | None) -> Any:
     if isinstance(output, Tensor):
         return output
-    if isinstance(key, str) and hasattr(output, key):
-        return getattr(output, key)
     if key is None:
-        key = "logits" if isinstance(output, Mapping) else -1
-        if hasattr(output, "logits"):
-            return output.logits
+        key = "logits" if isinstance(output, Mapping) or hasattr(output, "logits") else -1
+    if isinstance(key, str) and not isinstance(output, Mapping):
+        return getattr(output, key, None)
     try:
         return output[key]
     except (KeyError, IndexError, TypeError):
@@ -175,17 +173,18 @@ def batch_statistics(module: nn.Module) -> Iterator[None]:
     accuracy of the past.
     """
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
+    tracked = [norm.track_running_stats for norm in norms]
     with _modes_kept(module):
         module.eval()
         for norm in norms:
             norm.train()
-            norm.momentum = 0.0
+            # Not by a momentum of 0: that counts batches, and 0 × infinity is NaN for good.
+            norm.track_running_stats = False
         try:
             yield
         finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
+            for norm, tracks in zip(norms, tracked, strict=True):
+                norm.track_running_stats = tracks
 
 
 @contextlib.contextmanager
