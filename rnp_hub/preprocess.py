@@ -77,7 +77,9 @@ class Preprocess:
                 f"{', '.join(CROP_MODES)}"
             )
         if not 0 < self.crop_pct <= MAX_CROP_PCT:
-            raise ModelError(f"the model's crop_pct {self.crop_pct} must lie in (0, {MAX_CROP_PCT}]")
+            raise ModelError(
+                f"the model's crop_pct {self.crop_pct} must lie in (0, {MAX_CROP_PCT}]"
+            )
 
     @staticmethod
     def from_pretrained_cfg(config: Mapping[str, Any]) -> Preprocess:
