@@ -166,7 +166,8 @@ class _Reader:
         candidates = [splits[name] for name in EVALUATION_SPLITS if name in splits]
         testing = next(filter(self._has_labels, candidates), None)
         others = [split for split in splits.values() if split not in candidates]
-        training = splits.get("train") or next(iter([*others, *candidates]), None)
+        spare = [split for split in candidates if split is not testing]
+        training = splits.get("train") or next(iter([*others, *spare, *candidates]), None)
         if training is None:
             raise DataError(f"{self.source.id} has no split")
         return training, testing or training
