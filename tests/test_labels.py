@@ -49,6 +49,12 @@ def test_descriptions_are_names_too() -> None:
     assert align(("goldfish", "tench"), tuple(descriptions), 2, descriptions) == [1, 0]
 
 
+def test_a_label_is_itself_before_it_is_a_description() -> None:
+    descriptions = {"cardigan": "jacket", "corgi": "cardigan"}
+
+    assert align(("cardigan", "corgi"), ("cardigan", "corgi"), 2, descriptions) == [0, 1]
+
+
 @pytest.mark.parametrize(("data", "model"), [(None, ANIMALS), (ANIMALS, None), (None, None)])
 def test_numbers_stay_where_one_has_no_names(
     data: tuple[str, ...] | None, model: tuple[str, ...] | None
