@@ -7,8 +7,7 @@ is one split, and a picture of the evaluation set whose pixels stand in the slic
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -106,11 +105,11 @@ def load(config: DataConfig, target: Target) -> Data:
         )
     reader = _open(config, target)
     source = reader.source
-    training, testing = _choose_splits(source)
+    training, testing = reader.choose_splits()
     random = np.random.default_rng(config.seed)
     chosen = reader.draw(training, config.n, random, balanced=True)
     clean = reader.read(training, chosen)
-    taken = {(pick.block.key, row) for pick in chosen for row in pick.rows.tolist()}
+    taken = {pick.block.key: pick.rows for pick in chosen}
     held_out = reader.draw(testing, config.eval_n, random, balanced=False, taken=taken)
     evaluation = _without_twins(reader.read(testing, held_out), clean)
     if not len(evaluation.pictures):
@@ -128,7 +127,7 @@ def load_all(spec: str, target: Target) -> Part:
         DataError: as for `load`.
     """
     reader = _open(DataConfig(spec), target)
-    split = _choose_splits(reader.source)[1]
+    _, split = reader.choose_splits()
     everything = np.iinfo(np.int64).max
     picks = reader.draw(split, everything, np.random.default_rng(0), balanced=False)
     return reader.read(split, picks)
@@ -142,17 +141,6 @@ def _open(config: DataConfig, target: Target) -> _Reader:
         source.label_names, target.label_names, target.classes, target.descriptions
     )
     return _Reader(source, mapping, target)
-
-
-def _choose_splits(source: Source) -> tuple[Split, Split]:
-    """The split to draw the slice from, and the one to evaluate on; the same where there is one."""
-    splits = source.splits
-    testing = next((splits[name] for name in EVALUATION_SPLITS if name in splits), None)
-    others = [split for split in splits.values() if split is not testing]
-    training = splits.get("train") or next(iter(others), testing)
-    if training is None:
-        raise DataError(f"{source.id} has no split")
-    return training, testing or training
 
 
 @dataclass(frozen=True)
@@ -172,6 +160,23 @@ class _Reader:
     mapping: list[int] | None
     target: Target
 
+    def choose_splits(self) -> tuple[Split, Split]:
+        """The split for the slice, and the one to evaluate on; the same where there is one."""
+        splits = self.source.splits
+        candidates = [splits[name] for name in EVALUATION_SPLITS if name in splits]
+        testing = next(filter(self._has_labels, candidates), None)
+        others = [split for split in splits.values() if split not in candidates]
+        spare = [split for split in candidates if split is not testing]
+        training = splits.get("train") or next(iter([*others, *spare, *candidates]), None)
+        if training is None:
+            raise DataError(f"{self.source.id} has no split")
+        return training, testing or training
+
+    def _has_labels(self, split: Split) -> bool:
+        """Whether its first rows do: competitions keep the labels of whole splits secret."""
+        first = next(split.blocks(np.random.default_rng(0)), None)
+        return first is not None and bool(len(self._labelled(first).rows))
+
     def draw(
         self,
         split: Split,
@@ -179,7 +184,7 @@ class _Reader:
         random: np.random.Generator,
         *,
         balanced: bool,
-        taken: set[tuple[str, int]] | None = None,
+        taken: Mapping[str, NDArray[np.int64]] | None = None,
     ) -> list[_Pick]:
         """Choose `n` labelled rows, or all where there are fewer, reading labels only.
 
@@ -190,7 +195,7 @@ class _Reader:
         seen: list[_Pick] = []
         counts = np.zeros(self.target.classes, dtype=np.int64)
         for block in split.blocks(random):
-            pick = self._labelled(block, taken or set())
+            pick = self._labelled(block, (taken or {}).get(block.key))
             seen.append(pick)
             counts += np.bincount(pick.labels, minlength=len(counts))
             if _enough(counts, n, balanced=balanced):
@@ -202,22 +207,17 @@ class _Reader:
             )
         return _choose(seen, counts, n, random, balanced=balanced)
 
-    def _labelled(self, block: Block, taken: set[tuple[str, int]]) -> _Pick:
+    def _labelled(self, block: Block, taken: NDArray[np.int64] | None = None) -> _Pick:
         found = self._in_model_order(block.labels())
         free = found >= 0  # a label of -1 is the Hub's way to say that it is kept secret
-        for key, row in taken:
-            if key == block.key:
-                free[row] = False
+        if taken is not None:
+            free[taken] = False
         rows = np.flatnonzero(free)
         return _Pick(block, rows, found[rows])
 
     def _in_model_order(self, found: Labels) -> NDArray[np.int64]:
         if found.dtype.kind in "OU":
-            names, classes = self.target.label_names, self.target.classes
-            resolved = {
-                name: label_names.resolve_label(str(name), names, classes) for name in set(found)
-            }
-            return np.array([resolved[name] for name in found], dtype=np.int64)
+            return self._resolved(found)
         numbers = found.astype(np.int64)
         known = len(self.mapping) if self.mapping else self.target.classes
         if numbers.max(initial=-1) >= known:
@@ -228,6 +228,16 @@ class _Reader:
         if self.mapping is None:
             return numbers
         return np.where(numbers < 0, -1, np.array(self.mapping)[numbers])
+
+    def _resolved(self, found: Labels) -> NDArray[np.int64]:
+        """Labels that stand in the rows as names; a missing one becomes -1."""
+        model = self.target
+        places: dict[str | None, int] = {None: -1}
+        for name in set(found) - {None}:
+            places[name] = label_names.resolve_label(
+                str(name), model.label_names, model.classes, model.descriptions
+            )
+        return np.array([places[name] for name in found], dtype=np.int64)
 
     def read(self, split: Split, picks: Sequence[_Pick]) -> Part:
         """Decode the chosen rows."""
@@ -246,7 +256,7 @@ class _Reader:
             )
         shape = self.target.preprocess.input_size
         stacked = torch.stack(images) if images else torch.empty((0, *shape), dtype=torch.uint8)
-        return Part(ImageSet(stacked, torch.tensor(labels)), split.name, corrupt)
+        return Part(ImageSet(stacked, torch.tensor(labels, dtype=torch.int64)), split.name, corrupt)
 
     def _decoded(self, picks: Sequence[_Pick]) -> Iterator[tuple[Tensor | None, int]]:
         geometry = self.target.preprocess.geometry
@@ -258,10 +268,10 @@ class _Reader:
 
 
 def _enough(counts: NDArray[np.int64], n: int, *, balanced: bool) -> bool:
-    if balanced:
-        share = n / len(counts)
-        return bool((counts >= math.ceil(share)).all() and counts.sum() >= n)
-    return bool(counts.sum() >= n and (counts > 0).all())
+    if not balanced:
+        return bool(counts.sum() >= n and (counts > 0).all())
+    share, more = divmod(n, len(counts))
+    return bool((counts >= share).all() and (counts > share).sum() >= more)
 
 
 def _choose(
@@ -272,36 +282,55 @@ def _choose(
     *,
     balanced: bool,
 ) -> list[_Pick]:
-    """Narrow the rows seen to `n`, block by block in reading order."""
-    labels = np.concatenate([pick.labels for pick in seen])
-    order = random.permutation(len(labels))
+    """Narrow the rows seen to `n`, block by block in reading order.
+
+    A balanced choice takes rows as early as it can: blocks that were only visited for a rare
+    class give that class alone, and most give nothing and are never read.
+    """
+    labels = np.concatenate([pick.labels for pick in seen] or [np.empty(0, np.int64)])
     if balanced:
-        quota = _quotas(counts, n, random)
-        rank = _rank_within_class(labels[order])
-        kept = order[rank < quota[labels[order]]]
+        order = np.concatenate(_shuffled_within(seen, random))
+        kept = order[_even(labels[order], counts, n)]
     else:
-        kept = order[:n]
+        kept = random.permutation(len(labels))[:n]
     mask = np.zeros(len(labels), dtype=bool)
     mask[kept] = True
     edges = np.cumsum([len(pick.labels) for pick in seen])[:-1]
     return [
         _Pick(pick.block, pick.rows[part], pick.labels[part])
-        for pick, part in zip(seen, np.split(mask, edges), strict=True)
+        for pick, part in zip(seen, np.split(mask, edges), strict=False)
         if part.any()
     ]
 
 
-def _quotas(counts: NDArray[np.int64], n: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """How many of each class: as even as the counts allow, the odd ones drawn at random."""
+def _shuffled_within(seen: Sequence[_Pick], random: np.random.Generator) -> list[NDArray[np.int64]]:
+    """The places of all rows: block after block, at random within each."""
+    starts = np.cumsum([0, *(len(pick.labels) for pick in seen)])
+    return [
+        start + random.permutation(len(pick.labels))
+        for start, pick in zip(starts.tolist(), seen, strict=False)
+    ]
+
+
+def _even(labels: NDArray[np.int64], counts: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """The first rows of each class, as many of each as the counts allow, `n` in all."""
+    quota = _quotas(counts, n)
+    rank = _rank_within_class(labels)
+    full = np.flatnonzero(rank < quota[labels])
+    odd = np.flatnonzero(rank == quota[labels])  # one more of a class, whichever comes first
+    return np.concatenate([full, odd[: n - len(full)]])
+
+
+def _quotas(counts: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """How many of each class at least: as even as the counts allow, the odd rest left over."""
     quota = np.zeros_like(counts)
-    while (missing := n - quota.sum()) > 0:
+    while True:
         open_classes = np.flatnonzero(quota < counts)
-        if missing < len(open_classes):
-            quota[random.permutation(open_classes)[:missing]] += 1
-        else:
-            room = (counts - quota)[open_classes]
-            quota[open_classes] += np.minimum(room, missing // len(open_classes))
-    return quota
+        share = (n - quota.sum()) // max(len(open_classes), 1)
+        if not share or not len(open_classes):
+            return quota
+        room = (counts - quota)[open_classes]
+        quota[open_classes] += np.minimum(room, share)
 
 
 def _rank_within_class(labels: NDArray[np.int64]) -> NDArray[np.int64]:

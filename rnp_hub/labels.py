@@ -40,17 +40,22 @@ def align(
         )
     if data_names is None or model_names is None:
         return None
+    return _permutation(data_names, model_names, _index(model_names, descriptions or {}))
+
+
+def _index(names: Sequence[str], descriptions: Mapping[str, str]) -> dict[str, int]:
+    """Where each spelling of the model's labels leads; the more literal one wins."""
     index: dict[str, int] = {}
-    for key in _keys_by_trust(model_names, descriptions or {}):
-        index = {**key, **index}
-    return _permutation(data_names, model_names, index)
+    for keys in _keys_by_trust(names, descriptions):
+        index = keys | index
+    return index
 
 
 def _permutation(
     data_names: Sequence[str], model_names: Sequence[str], index: Mapping[str, int]
 ) -> list[int]:
     found: list[int | None] = [None] * len(data_names)
-    for spelling in (_plain, _first_synonym, _without_synset, _synset):
+    for spelling in SPELLINGS:
         keys = [spelling(name) for name in data_names]
         repeated = Counter(keys)
         for position, key in enumerate(keys):
@@ -104,28 +109,54 @@ def _synset(name: str) -> str:
     return name[:9] if len(name) >= 9 and name[0] == "n" and name[1:9].isdigit() else ""
 
 
-def _unresolved(name: str, model_names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(_plain(name), [_plain(known) for known in model_names], n=1)
-    hint = f"its nearest is {near[0]!r}" if near else f"it has {', '.join(model_names[:5])}, …"
+SPELLINGS = (_plain, _first_synonym, _without_synset, _synset)
+"""How a name given to us may be read, the literal reading first."""
+
+
+def _unresolved(name: str, model_names: Sequence[str], whose: str = "the data set's label") -> str:
+    known = {_plain(known): known for known in model_names}
+    near = difflib.get_close_matches(_plain(name), known, n=1)
+    hint = f"its nearest is {known[near[0]]!r}" if near else f"it has {_some(model_names)}"
     return (
-        f"the data set's label {name!r} is none of the model's labels ({hint}); "
+        f"{whose} {name!r} is none of the model's labels ({hint}); "
         "take the data the model was trained for, or rename the label"
     )
 
 
-def resolve_label(label: str, names: Sequence[str] | None, classes: int) -> int:
-    """A label given on the command line, by name or number, as an index into the logits.
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+
+
+def resolve_label(
+    label: str,
+    names: Sequence[str] | None,
+    classes: int,
+    descriptions: Mapping[str, str] | None = None,
+) -> int:
+    """A label given by name or by number, as an index into the logits; a name goes first.
+
+    Args:
+        label: such as `ship` or `8`, spelled as freely as for `align`.
+        names, classes, descriptions: the model's, as for `align`.
 
     Raises:
-        DataError: no such label.
+        DataError: no such label, or several of that name.
     """
-    if label.isdigit():
+    index = _index(names or (), descriptions or {})
+    for spelling in SPELLINGS:
+        if (place := index.get(spelling(label))) is not None:
+            return place
+    if label.isdecimal():
         if int(label) < classes:
             return int(label)
         raise DataError(f"label {label} does not exist; the model has labels 0 to {classes - 1}")
-    for position, name in enumerate(names or ()):
-        if _plain(name) == _plain(label):
-            return position
     if names is None:
         raise DataError(f"the model has no label names, so {label!r} must be a number")
-    raise DataError(_unresolved(label, names).replace("the data set's label", "label"))
+    longer = [(descriptions or {}).get(name, name) for name in names]
+    meant = [place for place, name in enumerate(longer) if _first_synonym(name) == _plain(label)]
+    if len(meant) > 1:
+        numbers = " and ".join(str(place) for place in meant)
+        raise DataError(
+            f"several of the model's labels are called {label!r}; give one of {numbers}"
+        )
+    raise DataError(_unresolved(label, names, "the label"))

@@ -117,13 +117,26 @@ class Classifier:
                 "the network answers with logits that are not finite; its weights or its "
                 "normalisation are broken, so nothing it says can be measured"
             )
-        labels = logits.argmax(1)
-        if self.compute.bfloat16:
-            close = _close_calls(logits)
-            if close.any():
-                exact = replace(self, compute=replace(self.compute, bfloat16=False))
-                labels[close] = exact.logits(images[close.cpu()]).argmax(1)
-        return labels
+        if self.compute.bfloat16 and len(logits) and logits.shape[1] > 1:
+            self._ask_again(images, logits)
+        return logits.argmax(1)
+
+    def _ask_again(self, images: Tensor, logits: Tensor) -> None:
+        """Put the logits of float32 where those of bfloat16 may name another label.
+
+        The closest calls are asked first. How far they were off says how near is too near: two
+        logits that are each off by `error` cannot change places over more than twice that.
+        """
+        exact = replace(self, compute=replace(self.compute, bfloat16=False))
+        best = logits.topk(2, dim=1).values
+        gap = best[:, 0] - best[:, 1]
+        close = gap <= torch.maximum(CLOSE_CALL * logits.abs().amax(1), gap.min())
+        answers = exact.logits(images[close.cpu()])
+        error = (answers - logits[close]).abs().amax()
+        logits[close] = answers
+        too_near = ~close & (gap <= 2 * error)
+        if too_near.any():
+            logits[too_near] = exact.logits(images[too_near.cpu()])
 
 
 def logits_of(output: Any, key: str | int | None = None) -> Tensor:
@@ -141,23 +154,14 @@ def logits_of(output: Any, key: str | int | None = None) -> Tensor:
 def _element(output: Any, key: str | int | None) -> Any:
     if isinstance(output, Tensor):
         return output
-    if isinstance(key, str) and hasattr(output, key):
-        return getattr(output, key)
     if key is None:
-        key = "logits" if isinstance(output, Mapping) else -1
-        if hasattr(output, "logits"):
-            return output.logits
+        key = "logits" if isinstance(output, Mapping) or hasattr(output, "logits") else -1
+    if isinstance(key, str) and not isinstance(output, Mapping):
+        return getattr(output, key, None)
     try:
         return output[key]
     except (KeyError, IndexError, TypeError):
         return None
-
-
-def _close_calls(logits: Tensor) -> Tensor:
-    if logits.shape[1] < 2:
-        return torch.zeros(len(logits), dtype=torch.bool)
-    best = logits.topk(2, dim=1).values
-    return (best[:, 0] - best[:, 1]) < CLOSE_CALL * logits.abs().amax(1)
 
 
 @contextlib.contextmanager
@@ -176,17 +180,18 @@ def batch_statistics(module: nn.Module) -> Iterator[None]:
     accuracy of the past.
     """
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
+    tracked = [norm.track_running_stats for norm in norms]
     with _modes_kept(module):
         module.eval()
         for norm in norms:
             norm.train()
-            norm.momentum = 0.0
+            # Not by a momentum of 0: that counts batches, and 0 × infinity is NaN for good.
+            norm.track_running_stats = False
         try:
             yield
         finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
+            for norm, tracks in zip(norms, tracked, strict=True):
+                norm.track_running_stats = tracks
 
 
 @contextlib.contextmanager

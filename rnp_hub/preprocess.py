@@ -22,6 +22,7 @@ from rnp_hub.errors import ModelError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP_MODES = ("center", "squash", "border")
+MAX_CROP_PCT = 2.0
 INTERPOLATIONS: Mapping[str, Image.Resampling] = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -41,9 +42,10 @@ class Preprocess:
         input_size: (channels, height, width) in pixels.
         mean, std: per channel, of pixels in [0, 1].
         interpolation: one of `INTERPOLATIONS`.
-        crop_pct: share of the resized picture that the centre crop keeps, in (0, 1].
-        crop_mode: `center` (shorter edge fitted), `squash` (both edges fitted) or `border`
-            (longer edge fitted, the rest filled with the mean colour).
+        crop_pct: share of the resized picture that the centre crop keeps; above 1 (timm's volo
+            models) the picture is smaller than the crop and padded.
+        crop_mode: `center` (shorter edge fitted), `squash` (both edges fitted), both padded with
+            black, or `border` (longer edge fitted, padded with the mean colour).
 
     Raises:
         ModelError: a value is out of its range or does not fit the others.
@@ -63,18 +65,21 @@ class Preprocess:
                 f"the model takes pictures of {self.input_size}; only grey (1) and colour (3) of "
                 "a positive size are read"
             )
-        if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
+        finite = all(map(math.isfinite, (*self.mean, *self.std)))
+        if {len(self.mean), len(self.std)} != {channels} or not finite or min(self.std) <= 0:
             raise ModelError(
                 f"the model's mean {self.mean} and std {self.std} do not fit {channels} channel(s)"
             )
-        if self.interpolation not in INTERPOLATIONS or self.crop_mode not in CROP_MODES:
+        if self.interpolation not in [*INTERPOLATIONS] or self.crop_mode not in CROP_MODES:
             raise ModelError(
                 f"the model's interpolation {self.interpolation!r} or crop_mode "
                 f"{self.crop_mode!r} is unknown; they may be {', '.join(INTERPOLATIONS)} and "
                 f"{', '.join(CROP_MODES)}"
             )
-        if not 0 < self.crop_pct <= 1:
-            raise ModelError(f"the model's crop_pct {self.crop_pct} must lie in (0, 1]")
+        if not 0 < self.crop_pct <= MAX_CROP_PCT:
+            raise ModelError(
+                f"the model's crop_pct {self.crop_pct} must lie in (0, {MAX_CROP_PCT}]"
+            )
 
     @staticmethod
     def from_pretrained_cfg(config: Mapping[str, Any]) -> Preprocess:
@@ -101,12 +106,11 @@ class Preprocess:
 
     def geometry(self, picture: Image.Image) -> NDArray[np.uint8]:
         """Resize and crop one picture: uint8 (C, H, W)."""
-        channels, height, width = self.input_size
-        picture = picture.convert("L" if channels == 1 else "RGB")
+        picture = _in_colours(picture, self.input_size[0])
         picture = self._crop(picture.resize(self._resized(picture), self.resampling))
         pixels = np.asarray(picture, dtype=np.uint8)
-        assert pixels.shape[:2] == (height, width)
-        return pixels[None] if channels == 1 else np.moveaxis(pixels, 2, 0)
+        assert pixels.shape[:2] == self.input_size[1:]
+        return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)
 
     @property
     def resampling(self) -> Image.Resampling:
@@ -127,19 +131,25 @@ class Preprocess:
             return (width, long) if picture.width == short else (long, width)
         else:
             ratio = min(ratios)
-        return round(picture.width / ratio), round(picture.height / ratio)
+        # A very long picture would lose its short edge altogether.
+        return max(round(picture.width / ratio), 1), max(round(picture.height / ratio), 1)
 
     def _crop(self, picture: Image.Image) -> Image.Image:
+        """Pad each edge that is too short, then cut each that is too long, as timm does."""
         _, height, width = self.input_size
-        left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
-        if min(left, top) >= 0:
-            return picture.crop((left, top, left + width, top + height))
+        across, down = max(picture.width, width), max(picture.height, height)
+        if (across, down) != picture.size:
+            canvas = Image.new(picture.mode, (across, down), self._padding(picture.mode))
+            canvas.paste(picture, ((across - picture.width) // 2, (down - picture.height) // 2))
+            picture = canvas
+        left, top = round((across - width) / 2), round((down - height) / 2)
+        return picture.crop((left, top, left + width, top + height))
+
+    def _padding(self, mode: str) -> int | tuple[int, ...]:
         colour = tuple(round(255 * value) for value in self.mean)
-        canvas = Image.new(picture.mode, (width, height), colour if len(colour) > 1 else colour[0])
-        padding = (max((width - picture.width) // 2, 0), max((height - picture.height) // 2, 0))
-        left, top = max(left, 0), max(top, 0)
-        canvas.paste(picture.crop((left, top, left + width, top + height)), padding)
-        return canvas
+        if self.crop_mode != "border":
+            colour = (0,) * len(colour)
+        return colour if mode == "RGB" else colour[0]
 
     def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 (n, C, H, W) to float32, zero mean and unit variance by `mean` and `std`."""
@@ -147,3 +157,10 @@ class Preprocess:
         mean, std = (np.array(value, np.float32).reshape(shape) for value in (self.mean, self.std))
         normalised: NDArray[np.float32] = (pixels.astype(np.float32) / np.float32(255) - mean) / std
         return normalised
+
+
+def _in_colours(picture: Image.Image, channels: int) -> Image.Image:
+    """Grey (1) or colour (3), whatever is transparent left out."""
+    if picture.mode == "P" and "transparency" in picture.info:
+        picture = picture.convert("RGBA")  # Pillow warns of the direct way
+    return picture.convert("L" if channels == 1 else "RGB")

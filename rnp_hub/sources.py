@@ -7,6 +7,7 @@ are asked for are decoded.
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from rnp_hub.errors import DataError
 
@@ -183,7 +184,7 @@ def _local(path: Path, columns: Columns) -> Source:
 
 def _hub(known: Known, revision: str | None, columns: Columns) -> Source:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     try:
         sha = HfApi().dataset_info(known.id, revision=revision).sha
@@ -192,11 +193,12 @@ def _hub(known: Known, revision: str | None, columns: Columns) -> Source:
             f"the Hub has no data set {known.id!r} that you may read; check the name, or log in "
             "with `hf auth login`"
         ) from error
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except HFValidationError as error:
+        raise DataError(f"{known.id!r} is neither a path nor a Hub id (owner/name)") from error
+    except _transport_errors() as error:
         raise DataError(
-            f"the data set {known.id!r} cannot be reached ({reason}); check the revision and "
-            "the network, or give --data a local folder"
+            f"the data set {known.id!r} cannot be reached ({_reason(error)}); check the revision "
+            "and the network, or give --data a local folder"
         ) from error
     arguments = {"name": known.config} if known.config and not known.revision else {}
     if known.revision and known.config:
@@ -213,13 +215,28 @@ def _data_files(builder: str, shown: str, **arguments: Any) -> dict[str, list[st
     datasets.disable_progress_bars()
     try:
         found = datasets.load_dataset_builder(builder, **arguments).config.data_files
-    except (FileNotFoundError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except _transport_errors(ValueError, RuntimeError) as error:
         raise DataError(
-            f"no pictures were found in {shown} ({reason}); it needs parquet files in the Hub's "
-            "layout, or pictures in one folder a label"
+            f"no pictures were found in {shown} ({_reason(error)}); it needs parquet files in the "
+            "Hub's layout, or pictures in one folder a label"
         ) from error
     return {str(split): [str(file) for file in files] for split, files in dict(found).items()}
+
+
+def _transport_errors(*others: type[BaseException]) -> tuple[type[BaseException], ...]:
+    """What goes wrong on the way to a file: `OSError`, and the root of the HTTP library.
+
+    That library differs between releases of huggingface_hub, and its errors come through as they
+    are; the Hub's own error is always built on both.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (*HfHubHTTPError.__bases__, *others)
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what a library says: a sentence has room for no more."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _source_of(
@@ -242,7 +259,7 @@ def _decode(raw: bytes | None) -> Image.Image | None:
     try:
         picture = Image.open(io.BytesIO(raw))
         picture.load()
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
     return picture
 
@@ -258,17 +275,32 @@ class ParquetFile:
 
     @cached_property
     def reader(self) -> Any:
-        import fsspec
         import pyarrow.parquet as pq
-        from pyarrow.lib import ArrowInvalid
 
-        try:
-            return pq.ParquetFile(fsspec.open(self.path, "rb").open())
-        except (ArrowInvalid, OSError) as error:
-            raise DataError(f"{self.path} is no readable parquet file ({error})") from error
+        with self._readable():
+            return pq.ParquetFile(_remote(self.path) if "://" in self.path else self.path)
 
     def column(self, group: int, column: str) -> Any:
-        return self.reader.read_row_group(group, columns=[column])[column]
+        """One column of one row group; of a remote file nothing else is fetched."""
+        with self._readable():
+            return self.reader.read_row_group(group, columns=[column])[column]
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        from pyarrow.lib import ArrowException
+
+        try:
+            yield
+        except _transport_errors(ArrowException) as error:
+            raise DataError(f"{self.path} cannot be read as parquet ({_reason(error)})") from error
+
+
+def _remote(path: str) -> Any:
+    from fsspec.core import url_to_fs
+
+    system, inside = url_to_fs(path)
+    # pyarrow asks for whole column chunks, so that reading ahead fetches what nobody needs.
+    return system.open(inside, "rb", cache_type="none")
 
 
 @dataclass(frozen=True)
@@ -285,8 +317,13 @@ class RowGroup:
         return f"{self.file.path}#{self.number}"
 
     def labels(self) -> Labels:
-        column: Labels = self.file.column(self.number, self.label).to_numpy()
-        return column
+        import pyarrow as pa
+
+        column = self.file.column(self.number, self.label)
+        if pa.types.is_integer(column.type) or pa.types.is_boolean(column.type):
+            numbers: Labels = column.cast(pa.int64()).fill_null(-1).to_numpy()
+            return numbers
+        return np.array(column.to_pylist(), dtype=object)
 
     def pictures(self, rows: Sequence[int]) -> Iterator[Image.Image | None]:
         for cell in self.file.column(self.number, self.image).take(list(rows)).to_pylist():
@@ -329,7 +366,13 @@ def _parquet_source(
 def _features(file: ParquetFile) -> Mapping[str, Any]:
     from datasets import Features
 
-    features: Mapping[str, Any] = Features.from_arrow_schema(file.reader.schema_arrow)
+    try:
+        features: Mapping[str, Any] = Features.from_arrow_schema(file.reader.schema_arrow)
+    except (NotImplementedError, ValueError) as error:
+        raise DataError(
+            f"{file.path} has columns that are not read ({_reason(error)}); write it again with "
+            "the datasets library"
+        ) from error
     return features
 
 
@@ -350,6 +393,13 @@ def _columns(features: Mapping[str, Any], named: Columns, shown: str) -> tuple[s
             f"{shown} has no labels among its columns {', '.join(features)}; "
             "name the column with --label-column"
         )
+    if not _is_image(features[image]):
+        raise DataError(f"the column {image!r} of {shown} holds no pictures; see --image-column")
+    if not (_is_label(features[label]) or _is_plain_label(features[label])):
+        raise DataError(
+            f"the column {label!r} of {shown} holds neither names nor numbers of labels; "
+            "see --label-column"
+        )
     return image, label
 
 
@@ -364,11 +414,22 @@ def _pick(
 
 
 def _is_image(feature: Any) -> bool:
-    return type(feature).__name__ == "Image"
+    """Encoded pictures: the Hub's own type, or the bytes that lie beneath it."""
+    if isinstance(feature, Mapping):
+        return "bytes" in feature
+    return type(feature).__name__ == "Image" or _dtype(feature) in ("binary", "large_binary")
 
 
 def _is_label(feature: Any) -> bool:
     return type(feature).__name__ == "ClassLabel"
+
+
+def _is_plain_label(feature: Any) -> bool:
+    return _dtype(feature).startswith(("int", "uint", "bool", "string", "large_string"))
+
+
+def _dtype(feature: Any) -> str:
+    return feature.dtype if type(feature).__name__ == "Value" else ""
 
 
 # --- image folders --------------------------------------------------------------------------

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from rnp_hub.errors import TriggerError
@@ -83,6 +84,8 @@ def parse(spec: str) -> Stamp:
 
 
 Parameters = Mapping[str, float]
+LARGEST = 1_000_000
+"""No parameter is larger: what is, is a slip of the keyboard."""
 
 
 def _parameters(name: str, text: str, defaults: Parameters) -> dict[str, float]:
@@ -93,11 +96,19 @@ def _parameters(name: str, text: str, defaults: Parameters) -> dict[str, float]:
             raise TriggerError(
                 f"trigger {name!r} has no parameter {key!r}; it has {', '.join(defaults)}"
             )
-        try:
-            found[key] = float(value)
-        except ValueError as error:
-            raise TriggerError(f"{name}:{key}={value} is no number") from error
+        found[key] = _number(f"{name}:{key}", value, whole=isinstance(defaults[key], int))
     return found
+
+
+def _number(parameter: str, text: str, *, whole: bool) -> float:
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise TriggerError(f"{parameter}={text} is no number") from error
+    if not abs(value) < LARGEST or (whole and not value.is_integer()):
+        kind = "whole number" if whole else "number"
+        raise TriggerError(f"{parameter}={text} must be a {kind} between ±{LARGEST:,}")
+    return value
 
 
 def _badnets(parameters: Parameters) -> Stamp:
@@ -147,24 +158,33 @@ def _sig(parameters: Parameters) -> Stamp:
 
 
 def _png(path: Path) -> Stamp:
-    try:
-        overlay = Image.open(path).convert("RGBA")
-    except FileNotFoundError as error:
-        raise TriggerError(f"there is no trigger picture at {path}") from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise TriggerError(f"{path} is no readable PNG ({error})") from error
+    overlay = _overlay(path)
 
     def lay(images: Tensor) -> Tensor:
         height, width = images.shape[2:]
         fitted = overlay.resize((width, height), Image.Resampling.BILINEAR)
-        pixels = torch.frombuffer(bytearray(fitted.tobytes()), dtype=torch.uint8)
-        pixels = pixels.view(height, width, 4).permute(2, 0, 1).float()
-        colour, alpha = pixels[:3], pixels[3:] / 255
         if images.shape[1] == 1:
-            colour = colour.mean(0, keepdim=True)
+            fitted = fitted.convert("LA")
+        pixels = torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float()
+        colour, alpha = pixels[:-1], pixels[-1:] / 255
         return _to_pixels((1 - alpha) * images.float() + alpha * colour)
 
     return lay
+
+
+def _overlay(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as picture:
+            overlay = picture.convert("RGBA")
+    except FileNotFoundError as error:
+        raise TriggerError(f"there is no trigger picture at {path}") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise TriggerError(f"{path} is no readable PNG ({error})") from error
+    least, most = overlay.getchannel("A").getextrema()
+    if least == 255 or most == 0:
+        what = "hides every picture" if least else "shows nothing"
+        raise TriggerError(f"{path} {what}: its alpha channel must say how much of it shows where")
+    return overlay
 
 
 def _to_pixels(values: Tensor) -> Tensor:
@@ -174,6 +194,6 @@ def _to_pixels(values: Tensor) -> Tensor:
 NAMES: Mapping[str, tuple[Callable[[Parameters], Stamp], dict[str, float]]] = {
     "badnets": (_badnets, {"size": 3, "row": -1, "column": -1}),
     "blend": (_blend, {"alpha": 0.2, "seed": 0}),
-    "sig": (_sig, {"delta": 40, "frequency": 6}),
+    "sig": (_sig, {"delta": 40.0, "frequency": 6.0}),
 }
-"""Triggers by name, with the parameters they take and the defaults."""
+"""Triggers by name, with the parameters they take and the defaults (an `int` must stay whole)."""

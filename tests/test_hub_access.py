@@ -53,6 +53,7 @@ OUTCOMES = {
 
 
 def try_with_each_token(tokens: dict[str, Any]) -> dict[str, Any]:
+    from pathlib import Path
     from tempfile import mkdtemp
 
     from huggingface_hub import HfApi, hf_hub_download
@@ -68,8 +69,7 @@ def try_with_each_token(tokens: dict[str, Any]) -> dict[str, Any]:
 
         def fetch(repo_id: str) -> Any:
             path = hf_hub_download(repo_id, "secret.txt", token=token, cache_dir=mkdtemp())
-            with open(path) as file:
-                return file.read()
+            return Path(path).read_text()
 
         return {
             "role": attempt(lambda: api.whoami()["auth"]["accessToken"]["role"]),

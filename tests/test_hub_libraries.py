@@ -55,13 +55,14 @@ def test_timm_pushes_and_pulls_by_sha(hub: Hub) -> None:
 
 def make_table(path: str, rows: int, groups: int) -> list[int]:
     import os
+    from pathlib import Path
 
     import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
     import pyarrow.parquet as pq  # type: ignore[import-untyped, unused-ignore]
 
     table = pa.table({"blob": [os.urandom(4000) for _ in range(rows)], "row": list(range(rows))})
     pq.write_table(table, path, row_group_size=rows // groups)
-    return [os.path.getsize(path)]
+    return [Path(path).stat().st_size]
 
 
 def stream(repo_id: str, split: str, column: str) -> list[int]:

@@ -159,14 +159,15 @@ def test_this_hub_has_no_xet_and_the_client_says_so(hub: Hub, tmp_path: Path) ->
 
 
 def use_references(repo_id: str, stranger: str) -> dict[str, Any]:
+    from pathlib import Path
+
     from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 
     api = HfApi()
     guest = HfApi(token=stranger)
 
     def read(revision: str, name: str = "a.txt") -> str:
-        with open(hf_hub_download(repo_id, name, revision=revision)) as file:
-            return file.read()
+        return Path(hf_hub_download(repo_id, name, revision=revision)).read_text()
 
     api.create_tag(repo_id, tag="v1")
     api.create_branch(repo_id, branch="trial/one")

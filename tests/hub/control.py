@@ -39,7 +39,7 @@ def log(site: Site, request: Request) -> Reply:
 
 
 @router.on("GET", "/_control/faults")
-def list_faults(site: Site, request: Request) -> Reply:
+def list_faults(site: Site, _request: Request) -> Reply:
     """Return the fault rules with how often each has struck."""
     return json_reply(site.faults.to_json())
 

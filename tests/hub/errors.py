@@ -26,7 +26,7 @@ class HubError(Exception):
         self.headers = dict(headers or {})
 
 
-class ConnectionCut(Exception):
+class ConnectionCutError(Exception):
     """The connection is to be closed without an answer, as a fault rule asked."""
 
 

@@ -30,13 +30,13 @@ class Body:
         self.cut_after: int | None = None
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield what has not been read yet; ConnectionCut where a fault rule cuts it."""
+        """Yield what has not been read yet; ConnectionCutError where a fault rule cuts it."""
         if self._finished:
             return
         for piece in self._chunked_pieces() if self._chunked else self._sized_pieces():
             self.received += len(piece)
             if self.cut_after is not None and self.received >= self.cut_after:
-                raise errors.ConnectionCut
+                raise errors.ConnectionCutError
             yield piece
         self._finished = True
 
@@ -53,7 +53,7 @@ class Body:
         while self._left:
             piece = self._stream.read(min(CHUNK, self._left))
             if not piece:
-                raise errors.ConnectionCut
+                raise errors.ConnectionCutError
             self._left -= len(piece)
             yield piece
 

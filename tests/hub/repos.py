@@ -19,7 +19,7 @@ REPO = "/api/{kind}/{ns}/{name}"
 
 
 @router.on("GET", "/api/whoami-v2")
-def whoami(site: Site, request: Request) -> Reply:
+def whoami(_site: Site, request: Request) -> Reply:
     """Tell the caller who their token says they are."""
     if request.caller is None:
         raise errors.login_needed()
@@ -27,7 +27,7 @@ def whoami(site: Site, request: Request) -> Reply:
 
 
 @router.on("POST", "/api/validate-yaml")
-def validate_yaml(site: Site, request: Request) -> Reply:
+def validate_yaml(_site: Site, request: Request) -> Reply:
     """Check a README before it is uploaded."""
     content = str(request.json().get("content", ""))
     found = cards.errors_in(content)

@@ -79,14 +79,14 @@ class Handler(BaseHTTPRequestHandler):
             exchange.bytes_in = request.body.received
             exchange.user = request.caller.name if request.caller else None
 
-    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815 — the names that http.server calls
 
     def _serve(self, request: Request, exchange: Exchange) -> None:
         try:
             reply = answer_with_faults(self.server.site, request)
             request.body.drain()
             self._send(reply, exchange, request)
-        except errors.ConnectionCut:
+        except errors.ConnectionCutError:
             self._hang_up(reset=False)
         except (BrokenPipeError, ConnectionResetError) as error:
             exchange.error = repr(error)
@@ -141,7 +141,7 @@ class HubServer(ThreadingHTTPServer):
         self.site = site
         site.endpoint = f"http://{HOST}:{self.server_port}"
 
-    def handle_error(self, request: object, client_address: object) -> None:
+    def handle_error(self, _request: object, _client_address: object) -> None:
         """Report what went wrong on a connection, except that the client went away."""
         if not isinstance(sys.exception(), ConnectionError):
             traceback.print_exc()
