@@ -27,7 +27,7 @@ def test_the_page_on_bringing_a_network_runs_and_heals_it() -> None:
     assert before[0] > 0.95
     assert before[1] > 0.95
     assert after[1] < 0.1
-    assert before[0] - after[0] < 0.03
+    assert before[0] - after[0] < 0.05
     assert slim == after
     assert told["removed"] > 0
 
