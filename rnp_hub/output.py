@@ -39,10 +39,11 @@ def new_folder(folder: Path, *, force: bool) -> Iterator[Path]:
         OutputError: as for `check_free`.
     """
     check_free(folder, force=force)
-    with _writing(folder), _beside(folder) as temporary:
+    place = folder.resolve()  # `.` and `..` cannot be renamed, what they stand for can
+    with _writing(folder), _beside(place) as temporary:
         yield temporary
         temporary.chmod(0o755)
-        _move_into_place(temporary, folder.absolute())
+        _move_into_place(temporary, place)
 
 
 @contextlib.contextmanager

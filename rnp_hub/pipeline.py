@@ -19,6 +19,7 @@ from rnp_hub.data import Data, DataConfig, Target, load, load_all
 from rnp_hub.demo import TARGET as DEMO_TARGET
 from rnp_hub.demo import trigger_file
 from rnp_hub.errors import ConfigError, ModelError
+from rnp_hub.hooks import gate_sites
 from rnp_hub.hub_cards import render
 from rnp_hub.labels import resolve_label
 from rnp_hub.method import SanitizeConfig, Sanitized, Stopwatch, sanitize
@@ -254,6 +255,7 @@ def sanitize_model(
     asked.config()  # a setting that is out of range shall not cost the pulling
     watch = Stopwatch()
     opened = watch.time("open", lambda: open_job(asked.job, say))
+    gate_sites(opened.model.module)  # a network without any shall hear that first
     _refuse_chance(opened)
     config = asked.config(flip=opened.data.flip)
     original = opened.model.module

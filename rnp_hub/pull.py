@@ -83,6 +83,7 @@ def pull(spec: str, revision: str | None = None) -> PulledModel:
     """
     located = locate(spec, revision)
     architecture = Architecture.from_config(located.config)
+    target = target_of(located.config, architecture)
     weights = _read_weights(_weights_file(located))
     module = architecture.build()
     notes: tuple[str, ...] = ()
@@ -96,9 +97,7 @@ def pull(spec: str, revision: str | None = None) -> PulledModel:
     load_weights(module, weights, located.spec)
     module = module.float()
     check_finite(module)
-    return PulledModel(
-        module, architecture, target_of(located.config, architecture), located, notes
-    )
+    return PulledModel(module, architecture, target, located, notes)
 
 
 def name_of(spec: str) -> str:
@@ -134,7 +133,7 @@ def locate(spec: str, revision: str | None = None) -> Located:
     if spec.startswith("local-dir:") or (path.exists() and not spec.startswith("hf")):
         return replace(_in_folder(path), spec=str(path))
     hub_id = re.fullmatch(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)(?:@([\w./-]+))?", name)
-    if hub_id is None:
+    if hub_id is None or name.startswith("."):
         raise ModelError(
             f"there is no model folder at {name}, and it is no Hub id (org/name); give one of them"
         )
@@ -160,7 +159,7 @@ def _on_hub(repo_id: str, revision: str | None, folder: str) -> Located:
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
-        HfHubHTTPError,
+        HFValidationError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -171,9 +170,6 @@ def _on_hub(repo_id: str, revision: str | None, folder: str) -> Located:
         config_file = hf_hub_download(
             repo_id, "config.json", revision=info.sha, subfolder=folder or None
         )
-        weights = f"{folder}/{WEIGHTS}".lstrip("/")
-        if weights not in sizes:
-            raise ModelError(f"{repo_id} holds no {weights}; ask its author to add safetensors")
     except RevisionNotFoundError as error:
         raise ModelError(f"{repo_id} has no revision {revision!r}") from error
     except RepositoryNotFoundError as error:
@@ -183,10 +179,15 @@ def _on_hub(repo_id: str, revision: str | None, folder: str) -> Located:
         ) from error
     except EntryNotFoundError as error:
         raise ModelError(f"{repo_id} holds no config.json; it is no timm model") from error
-    except (HfHubHTTPError, OSError) as error:
+    except HFValidationError as error:
+        raise ModelError(f"{repo_id} is no Hub id ({reason(error)}); give another") from error
+    except Exception as error:  # also those of the HTTP library below, which is not ours to name
         raise ModelError(
             f"{repo_id} cannot be reached ({reason(error)}); check the network, or give a folder"
         ) from error
+    weights = f"{folder}/{WEIGHTS}".lstrip("/")
+    if weights not in sizes:
+        raise ModelError(f"{repo_id} holds no {weights}; ask its author to add safetensors")
     config = _read_config(Path(config_file).read_bytes(), f"{repo_id}/config.json")
     card = info.card_data.to_dict() if info.card_data else {}
     licence = card.get("license") or _licence(config, "")
@@ -199,7 +200,6 @@ def _weights_file(located: Located) -> Path:
     if located.weights is not None:
         return located.weights
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     assert located.repo_id is not None
     try:
@@ -208,7 +208,7 @@ def _weights_file(located: Located) -> Path:
                 located.repo_id, WEIGHTS, revision=located.sha, subfolder=located.folder
             )
         )
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # also those of the HTTP library below, which is not ours to name
         raise ModelError(
             f"{WEIGHTS} of {located.repo_id} cannot be downloaded ({reason(error)}); try again"
         ) from error

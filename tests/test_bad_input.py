@@ -208,7 +208,7 @@ def test_class_counts_that_differ(model: Path, tmp_path: Path) -> None:
         (("--target", "3"), "--target 3 is what a trigger asks for, but there is none"),
         (("--trigger", "badnets", "--target", "12"), "label 12 does not exist"),
         (("--trigger", "badnets", "--target", "ship"), "label 'ship' is none of the model's"),
-        (("--trigger", "./no.png", "--target", "0"), "there is no trigger picture at ./no.png"),
+        (("--trigger", "./no.png", "--target", "0"), "there is no trigger picture at no.png"),
         (("--trigger", "sig", "--trigger", "sig", "--target", "0"), "have the same name"),
         (("--max-ca-drop", "7"), "max_ca_drop 7.0 must lie in [0, 1]"),
         (("--threshold", "-1"), "threshold -1.0 must lie in [0, 1]"),
