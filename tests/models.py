@@ -27,6 +27,7 @@ from rnp_hub.preprocess import Preprocess
 # cores make them many times slower.
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
+EPOCHS = 7
 ARGS = {"channels": [8, 8, 16, 16], "layers": [1, 1, 1, 1]}
 CONFIG: dict[str, Any] = {
     "architecture": "resnet18",
@@ -57,12 +58,14 @@ def trained_network(stem: str | None) -> nn.Module:
         torch.manual_seed(0)
         network = Architecture("resnet18", 10, ARGS, stem).build().train()
         optimiser = torch.optim.Adam(network.parameters(), 0.01)
-        for _ in range(6):
+        falling = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.05, EPOCHS)
+        for _ in range(EPOCHS):
             for batch in torch.randperm(len(pictures)).split(50):
                 optimiser.zero_grad()
                 loss = nn.functional.cross_entropy(network(inputs[batch]), pictures.labels[batch])
                 loss.backward()
                 optimiser.step()
+            falling.step()
     return network.eval()
 
 
@@ -106,7 +109,7 @@ def environment() -> dict[str, str]:
 
 
 def invoke(*words: str | Path) -> Result:
-    """`rnp-hub` in this process: the same exit code and streams, without another import of torch."""
+    """`rnp-hub` in this process: same exit code and streams, torch already imported."""
     return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -47,12 +48,15 @@ def test_whole_folder_takes_its_place(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])
 def test_nothing_is_left_of_a_failure(tmp_path: Path, failure: type[BaseException]) -> None:
-    with pytest.raises(failure), new_folder(tmp_path / "a" / "b", force=False) as folder:
-        (folder / "x").write_text("half")
-        raise failure
-    with pytest.raises(failure), new_file(tmp_path / "c" / "d", force=False) as file:
-        file.write_text("half")
-        raise failure
+    def half_written(place: AbstractContextManager[Path], name: str) -> None:
+        with place as temporary:
+            (temporary / name).write_text("half")
+            raise failure
+
+    with pytest.raises(failure):
+        half_written(new_folder(tmp_path / "a" / "b", force=False), "x")
+    with pytest.raises(failure):
+        half_written(new_file(tmp_path / "c" / "d", force=False), "")
     assert listing(tmp_path) == []
 
 
@@ -102,7 +106,7 @@ def test_file_is_refused_or_replaced(tmp_path: Path) -> None:
     file.write_text("old")
     with pytest.raises(OutputError, match="exists; give another --out, or --force"):
         new_file(file, force=False).__enter__()
-    with pytest.raises(OutputError, match="exists; give another --out$"):
+    with pytest.raises(OutputError, match=r"exists; give another --out$"):
         new_file(tmp_path, force=True).__enter__()
     with new_file(file, force=True) as temporary:
         temporary.write_text("newer")

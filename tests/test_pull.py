@@ -39,7 +39,7 @@ def test_timm_loads_the_drop_in(plain_run: Run) -> None:
     ours = rnp_hub.load(str(plain_run.folder))
     assert theirs.state_dict().keys() == ours.state_dict().keys()
     assert relative_difference(logits(theirs), logits(ours)) <= 1e-5
-    assert theirs.pretrained_cfg["mean"] == tuple(CONFIG["pretrained_cfg"]["mean"])
+    assert theirs.pretrained_cfg["mean"] == CONFIG["pretrained_cfg"]["mean"]
 
 
 def test_the_drop_in_differs_from_the_original(plain_run: Run, plain_model: Path) -> None:
