@@ -23,7 +23,8 @@ class OneSentenceGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except RnpHubError as error:
-            print(f"Error: {error}", file=sys.stderr)
+            # One line, whatever the libraries below put into their own messages.
+            print(f"Error: {' '.join(str(error).splitlines())}", file=sys.stderr)
             raise typer.Exit(FAILED) from error
         except KeyboardInterrupt as error:
             print("Stopped; nothing was written.", file=sys.stderr)

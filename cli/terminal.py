@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -79,12 +80,12 @@ def print_report(report: RunReport, folder: str, *, as_json: bool) -> None:
     prune, slim = report.prune, report.slim
     print(
         f"\n{prune.silenced} of {prune.filters} filters silenced, {slim.removed} removed, "
-        f"{slim.carriers} carriers, {slim.kept} kept as zeros.\n"
+        f"{slim.carriers} left as carriers, {slim.kept} as zeros.\n"
         f"Slim equals masked within {slim.max_rel_diff:.0e}, ONNX equals torch within "
         f"{report.export.onnx['fp32'].max_rel_diff:.0e}.\n"
         f"{sum(report.timing_s.values()):.0f} s, {report.peak_memory_mib:,.0f} MiB at most. "
         f"Written to {folder}/\n\n"
-        f"Next:  rnp-hub predict {folder}/onnx/model.onnx PICTURE…"
+        f"Next:  rnp-hub predict {shlex.quote(f'{folder}/onnx/model.onnx')} PICTURE…"
     )
 
 

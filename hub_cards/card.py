@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from importlib import resources
 from typing import Any
 
@@ -72,7 +73,7 @@ def _words(report: RunReport) -> dict[str, Any]:
         "rows": _rows(report),
         "command": _command(report),
         "classes": len(report.after.per_class_accuracy),
-        "labels": report.source.label_names,
+        "labels": [_cell(name) for name in report.source.label_names or ()],
     }
 
 
@@ -86,10 +87,19 @@ def _rows(report: RunReport) -> list[tuple[str, str, str, int]]:
     before, after = report.before, report.after
     rows = [("Clean accuracy", before.clean_accuracy, after.clean_accuracy)]
     rows += [
-        (f"Attack success rate, trigger `{trigger}`", rate, after.attack_success_rate[trigger])
+        (
+            f"Attack success rate, trigger `{_cell(trigger)}`",
+            rate,
+            after.attack_success_rate[trigger],
+        )
         for trigger, rate in before.attack_success_rate.items()
     ]
     return [(measure, _percent(old), _percent(new), new.n) for measure, old, new in rows]
+
+
+def _cell(text: str) -> str:
+    """Text that does not end the cell of a Markdown table."""
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _percent(rate: RateRecord) -> str:
@@ -101,9 +111,21 @@ def _command(report: RunReport) -> str:
     source, data, config = report.source, report.data, report.config
     model = f"{source.repo_id}@{source.sha}" if source.repo_id else source.path
     where = f"{data.id}@{data.sha}" if data.sha else data.id
-    words = ["rnp-hub sanitize", str(model), "--data", where, "--n", str(config["n"])]
-    words += ["--seed", str(data.seed), "--recipe", str(config["recipe"])]
-    words += ["--max-ca-drop", str(config["max_ca_drop"])]
-    if config.get("threshold") is not None:
-        words += ["--threshold", str(config["threshold"])]
-    return " ".join(words)
+    options = [
+        ("data", where),
+        ("n", config["n"]),
+        ("eval-n", config.get("eval_n")),
+        ("seed", data.seed),
+        ("recipe", config["recipe"]),
+        ("max-ca-drop", config["max_ca_drop"]),
+        ("threshold", config.get("threshold")),
+        ("precision", config.get("precision")),
+        *(("poisoned", path) for path in config.get("poisoned", ())),
+        *(("trigger", trigger) for trigger in config.get("triggers", ())),
+        ("target", config.get("target")),
+    ]
+    words = ["rnp-hub", "sanitize", str(model)]
+    for name, value in options:
+        if value is not None:
+            words += [f"--{name}", str(value)]
+    return shlex.join(words)

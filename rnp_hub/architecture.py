@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rnp_hub.errors import ModelError
+from rnp_hub.errors import ModelError, reason
 from rnp_hub.slim import LayerEdit, apply_edits
 
 OWN_KEY = "rnp_hub"
@@ -71,12 +71,14 @@ class Architecture:
             )
         classes = config.get("num_classes") or args.get("num_classes")
         classes = classes or pretrained.get("num_classes") or 1000
+        if not isinstance(classes, int) or classes < 1:
+            raise ModelError(f"config.json's num_classes {classes!r} must be a positive number")
         args.pop("num_classes", None)
         own = config.get(OWN_KEY) or {}
         stem = own.get("stem")
         if stem not in (None, "cifar"):
             raise ModelError(f"config.json asks for a stem {stem!r}; only 'cifar' is known")
-        return Architecture(name, int(classes), args, stem, _read_edits(own.get("slim")))
+        return Architecture(name, classes, args, stem, _read_edits(own.get("slim")))
 
     def own_config(self) -> dict[str, Any]:
         """What goes under `OWN_KEY` of a `config.json`."""
@@ -99,10 +101,10 @@ class Architecture:
             module: nn.Module = timm.create_model(
                 self.name, pretrained=False, num_classes=self.classes, **self.args
             )
-        except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
+        except Exception as error:  # the arguments go to whatever code builds the architecture
             raise ModelError(
-                f"timm cannot build {self.name!r} with {dict(self.args)} "
-                f"({str(error).splitlines()[0]}); correct model_args in config.json"
+                f"timm cannot build {self.name!r} with {dict(self.args)} ({reason(error)}); "
+                "correct model_args in config.json"
             ) from error
         if self.stem == "cifar":
             _give_cifar_stem(module)
@@ -196,7 +198,9 @@ def _read_edits(slim: Any) -> dict[str, LayerEdit]:
     try:
         return {str(name): _read_edit(edit) for name, edit in slim["layers"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ModelError(f"the slim model's edits cannot be read ({error!r})") from error
+        raise ModelError(
+            f"the slim model's edits cannot be read ({error!r}); get its config.json again"
+        ) from error
 
 
 def _read_edit(edit: Mapping[str, Any]) -> LayerEdit:

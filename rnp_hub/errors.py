@@ -43,3 +43,8 @@ class OutputError(RnpHubError):
 
 class ProofError(RnpHubError):
     """An artefact is not what it must equal; nothing is written."""
+
+
+def reason(error: BaseException) -> str:
+    """The first line of a foreign exception's message, or its type where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

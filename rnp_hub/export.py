@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from rnp_hub.architecture import OWN_KEY, Architecture
 from rnp_hub.data import Target
-from rnp_hub.errors import ProofError
+from rnp_hub.errors import ProofError, reason
 from rnp_hub.network import logits_of
 from rnp_hub.onnx_io import INPUT, METADATA_KEY, OUTPUT, Runner
 from rnp_hub.pull import WEIGHTS, PulledModel, pull
@@ -154,8 +154,9 @@ def write_onnx(
                 verbose=False,
             )
         except Exception as error:  # the exporter raises whatever the network's code raises
-            reason = str(error).strip().splitlines()[0]
-            raise ProofError(f"torch cannot export this network to ONNX ({reason})") from error
+            raise ProofError(
+                f"torch cannot export this network to ONNX ({reason(error)}); nothing was written"
+            ) from error
     assert program is not None
     program.model.metadata_props[METADATA_KEY] = json.dumps(_metadata(target))
     program.save(file, external_data=False)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from rnp_hub.errors import DataError, ModelError
+from rnp_hub.errors import DataError, ModelError, reason
 from rnp_hub.preprocess import Preprocess
 
 INPUT, OUTPUT = "pixel_values", "logits"
@@ -24,14 +24,14 @@ class Runner:
     """An ONNX classifier in onnxruntime.
 
     Raises:
-        ModelError: the file cannot be read or is no classifier with the input `pixel_values`.
+        ModelError: the file cannot be read, or does not go from `pixel_values` to `logits`.
     """
 
     def __init__(self, file: Path) -> None:
         import onnxruntime
 
         if not file.is_file():
-            raise ModelError(f"there is no ONNX file at {file}")
+            raise ModelError(f"there is no ONNX file at {file}; `rnp-hub export` makes one")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         try:
@@ -39,11 +39,14 @@ class Runner:
                 str(file), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's exceptions have no common type but this
-            reason = str(error).strip().splitlines()[0]
-            raise ModelError(f"{file} is no readable ONNX file ({reason})") from error
-        names = [each.name for each in self.session.get_inputs()]
-        if names != [INPUT]:
-            raise ModelError(f"{file} takes {', '.join(names)} where {INPUT!r} is wanted")
+            raise ModelError(f"{file} is no readable ONNX file ({reason(error)})") from error
+        inputs = [each.name for each in self.session.get_inputs()]
+        outputs = [each.name for each in self.session.get_outputs()]
+        if inputs != [INPUT] or outputs != [OUTPUT]:
+            raise ModelError(
+                f"{file} goes from {', '.join(inputs)} to {', '.join(outputs)}, not from {INPUT} "
+                f"to {OUTPUT}; give a file that rnp-hub exported"
+            )
         self.metadata = self._metadata()
 
     def _metadata(self) -> dict[str, Any]:
@@ -108,8 +111,9 @@ def _open(file: Path) -> Image.Image:
         picture.load()
     except FileNotFoundError as error:
         raise DataError(f"there is no picture at {file}") from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"{file} is no readable picture ({error})") from error
+    # Pillow's decoders raise all of these on damaged files.
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{file} is no readable picture ({reason(error)})") from error
     return picture
 
 

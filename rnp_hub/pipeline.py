@@ -18,14 +18,15 @@ from rnp_hub.compute import Compute, Precision, peak_memory_mib
 from rnp_hub.data import Data, DataConfig, Target, load, load_all
 from rnp_hub.demo import TARGET as DEMO_TARGET
 from rnp_hub.demo import trigger_file
-from rnp_hub.errors import ConfigError, ModelError, OutputError
+from rnp_hub.errors import ConfigError, ModelError
+from rnp_hub.hooks import gate_sites
 from rnp_hub.hub_cards import render
 from rnp_hub.labels import resolve_label
 from rnp_hub.method import SanitizeConfig, Sanitized, Stopwatch, sanitize
 from rnp_hub.network import Classifier, Normalise
-from rnp_hub.output import check_free, new_folder
+from rnp_hub.output import check_free, new_file, new_folder
 from rnp_hub.progress import Progress, quiet
-from rnp_hub.pull import DEMO, PulledModel, pull
+from rnp_hub.pull import DEMO, PulledModel, name_of, pull
 from rnp_hub.report import (
     FILE,
     DataRecord,
@@ -106,10 +107,21 @@ class SanitizeJob:
     def folder(self) -> Path:
         if self.out is not None:
             return self.out
-        if self.job.model == DEMO:
-            return Path("demo-rnp")
-        name = Path(self.job.model.partition("@")[0].partition(":")[2] or self.job.model)
-        return Path(f"{name.resolve().name}-rnp")
+        return Path(f"{name_of(self.job.model)}-rnp")
+
+    def config(self, *, flip: bool = True) -> SanitizeConfig:
+        """The settings of the stages.
+
+        Raises:
+            ConfigError: one is out of its range.
+        """
+        return SanitizeConfig.of(
+            self.recipe,
+            seed=self.job.data.seed,
+            flip=flip,
+            max_ca_drop=self.max_ca_drop,
+            threshold=self.threshold,
+        )
 
 
 @dataclass(frozen=True)
@@ -160,6 +172,11 @@ def _with_demo_trigger(job: Job) -> Attacks:
 
 def _attacks(attacks: Attacks, target: Target, data: Data) -> tuple[Poisoned, ...]:
     if not (attacks.poisoned or attacks.triggers):
+        if attacks.target is not None:
+            raise ConfigError(
+                f"--target {attacks.target} is what a trigger asks for, but there is none; give "
+                "--trigger or --poisoned"
+            )
         return ()
     if attacks.target is None:
         raise ConfigError("a trigger needs the label it asks for; give --target")
@@ -176,8 +193,10 @@ def _attacks(attacks: Attacks, target: Target, data: Data) -> tuple[Poisoned, ..
 
 
 def _name_of(spec: str) -> str:
-    """A trigger's name in the report: `poisoned` for a path, else as it was given."""
-    return Path(spec).stem if spec.endswith((".parquet", ".png")) else spec
+    """A trigger's name in the report: that of the file or folder, else as it was given."""
+    if spec.lower().endswith((".parquet", ".png")):
+        return Path(spec).stem
+    return Path(spec).resolve().name if Path(spec).is_dir() else spec
 
 
 # --- evaluate ---------------------------------------------------------------------------------
@@ -201,26 +220,21 @@ def export_model(model: str, out: Path | None, *, force: bool) -> tuple[Path, On
 
     Args:
         model: see `pull.pull`.
-        out: the file; `None` for `onnx/model.onnx` within the folder.
+        out: the file; `None` for `onnx/model.onnx` within the model's folder.
         force: replace a file that is there.
 
     Raises:
         RnpHubError: the model is unreadable, the file exists, or the two disagree.
     """
-    file = out or Path(model) / "onnx" / "model.onnx"
-    if file.exists() and not force:
-        raise OutputError(f"{file} exists; give another --out, or --force to replace it")
-    pulled = pull(model)
-    shape = pulled.target.preprocess.input_size
-    probe = torch.randn(16, *shape, generator=torch.Generator().manual_seed(0))
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        record = exporting.write_onnx(partial, pulled.module, pulled.target, probe)
-        partial.replace(file)
-    except OSError as error:
-        raise OutputError(f"{file} cannot be written ({error.strerror})") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    folder = Path(model.removeprefix("local-dir:")).expanduser()
+    if out is None and not folder.is_dir():
+        raise ConfigError(f"{model} is no folder to write into; give --out FILE.onnx")
+    file = out or folder / "onnx" / "model.onnx"
+    with new_file(file, force=force) as temporary:
+        pulled = pull(model)
+        shape = pulled.target.preprocess.input_size
+        probe = torch.randn(16, *shape, generator=torch.Generator().manual_seed(0))
+        record = exporting.write_onnx(temporary, pulled.module, pulled.target, probe)
     return file, record
 
 
@@ -238,16 +252,12 @@ def sanitize_model(
         RnpHubError: whatever is wrong; nothing is written then.
     """
     check_free(asked.folder, force=asked.force)
+    asked.config()  # a setting that is out of range shall not cost the pulling
     watch = Stopwatch()
     opened = watch.time("open", lambda: open_job(asked.job, say))
+    gate_sites(opened.model.module)  # a network without any shall hear that first
     _refuse_chance(opened)
-    config = SanitizeConfig.of(
-        asked.recipe,
-        seed=asked.job.data.seed,
-        flip=opened.data.flip,
-        max_ca_drop=asked.max_ca_drop,
-        threshold=asked.threshold,
-    )
+    config = asked.config(flip=opened.data.flip)
     original = opened.model.module
     before = watch.time("before", lambda: opened.score(original, "before", progress))
     clean = opened.data.clean.pictures
@@ -415,7 +425,10 @@ def _settings(asked: SanitizeJob, config: SanitizeConfig) -> dict[str, object]:
         "eval_n": asked.job.data.eval_n,
         "max_ca_drop": config.prune.max_ca_drop,
         "threshold": config.prune.threshold,
+        "poisoned": list(asked.job.attacks.poisoned),
+        "triggers": list(asked.job.attacks.triggers),
         "target": asked.job.attacks.target,
+        "precision": asked.job.precision,
         "unlearn": asdict(config.unlearn),
         "recover": asdict(config.recover),
     }

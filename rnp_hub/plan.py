@@ -10,8 +10,11 @@ from torch.nn import functional as F
 
 from rnp_hub.architecture import Architecture
 from rnp_hub.compute import Compute
+from rnp_hub.data import DataConfig
+from rnp_hub.errors import ConfigError
 from rnp_hub.method import SanitizeConfig
 from rnp_hub.network import Classifier, Normalise
+from rnp_hub.output import check_free
 from rnp_hub.pipeline import SanitizeJob
 from rnp_hub.pull import locate, target_of
 from rnp_hub.sources import open_source
@@ -48,9 +51,16 @@ def plan(asked: SanitizeJob) -> Plan:
     """Look at the model's config and the data set's files, and time one step.
 
     Raises:
-        RnpHubError: the model or the data are not there.
+        RnpHubError: the model or the data are not there, or a setting is out of its range.
     """
     job = asked.job
+    check_free(asked.folder, force=asked.force)
+    config = asked.config()
+    if job.data.n < 2 or job.data.eval_n < 1:
+        raise ConfigError(
+            f"--n {job.data.n} and --eval-n {job.data.eval_n} are too few; at least 2 and 1 are "
+            "needed"
+        )
     located = locate(job.model, job.revision)
     architecture = Architecture.from_config(located.config)
     source = open_source(
@@ -70,13 +80,14 @@ def plan(asked: SanitizeJob) -> Plan:
         data=f"{source.id} ({', '.join(source.splits)})",
         data_sha=source.sha,
         out=str(asked.folder),
-        seconds=_seconds(classifier, target.preprocess.input_size, asked),
+        seconds=_seconds(classifier, target.preprocess.input_size, job.data, config),
     )
 
 
-def _seconds(classifier: Classifier, shape: tuple[int, int, int], asked: SanitizeJob) -> int:
-    config = SanitizeConfig.of(asked.recipe)
-    n = asked.job.data.n or 0
+def _seconds(
+    classifier: Classifier, shape: tuple[int, int, int], data: DataConfig, config: SanitizeConfig
+) -> int:
+    n = data.n
     batch = min(config.recover.batch_size, n)
     images = torch.zeros((batch, *shape), dtype=torch.uint8)
     classifier = classifier.copy()
@@ -85,7 +96,7 @@ def _seconds(classifier: Classifier, shape: tuple[int, int, int], asked: Sanitiz
     descent = config.unlearn.updates * (step + per_epoch * forward)
     learning = config.recover.epochs * per_epoch * step
     looking = PRUNE_LOOKS * per_epoch * forward
-    measuring = 2 * asked.job.data.eval_n / batch * forward
+    measuring = 2 * data.eval_n / batch * forward
     return round(descent + learning + looking + measuring)
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import nn
 
-from rnp_hub.architecture import Architecture, load_weights, stem_of
+from rnp_hub.architecture import OWN_KEY, Architecture, load_weights, stem_of
 from rnp_hub.data import Target
-from rnp_hub.errors import ModelError
+from rnp_hub.errors import ModelError, reason
 from rnp_hub.network import check_finite
 from rnp_hub.preprocess import Preprocess
 
@@ -37,6 +37,7 @@ class Located:
         licence: as its card or its config say; `None` where neither does.
         weights: the file; `None` while it still lies on the Hub only.
         weight_bytes: its size.
+        folder: within the repository; `None` for its root.
     """
 
     spec: str
@@ -46,6 +47,7 @@ class Located:
     licence: str | None
     weights: Path | None
     weight_bytes: int
+    folder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def pull(spec: str, revision: str | None = None) -> PulledModel:
 
     Args:
         spec: `demo`, a folder (also `local-dir:PATH`), or a Hub id `org/name` (also
-            `hf-hub:org/name`), with an optional `@revision`.
+            `hf-hub:org/name`, and `org/name/FOLDER` within a repository), with an optional
+            `@revision`.
         revision: branch, tag or commit on the Hub, instead of `@revision`.
 
     Raises:
@@ -80,6 +83,7 @@ def pull(spec: str, revision: str | None = None) -> PulledModel:
     """
     located = locate(spec, revision)
     architecture = Architecture.from_config(located.config)
+    target = target_of(located.config, architecture)
     weights = _read_weights(_weights_file(located))
     module = architecture.build()
     notes: tuple[str, ...] = ()
@@ -93,16 +97,21 @@ def pull(spec: str, revision: str | None = None) -> PulledModel:
     load_weights(module, weights, located.spec)
     module = module.float()
     check_finite(module)
-    return PulledModel(
-        module, architecture, target_of(located.config, architecture), located, notes
-    )
+    return PulledModel(module, architecture, target, located, notes)
+
+
+def name_of(spec: str) -> str:
+    """The last part of a model's name: of its folder, or of its Hub id without revision."""
+    if spec != DEMO and (path := Path(spec.removeprefix("local-dir:")).expanduser()).exists():
+        return path.resolve().name
+    return re.sub(r"^hf[-_]hub:", "", spec).partition("@")[0].rpartition("/")[2]
 
 
 def load(spec: str, revision: str | None = None) -> nn.Module:
     """A network in one line, from a folder or the Hub: sanitized, slim or as someone else left it.
 
-    `load("org/name")` gives the slim network where the repository holds one, and
-    `load("org/name/slim")` only that; `load("folder")` gives what lies in that very folder.
+    It is what lies in that very folder: `load("out")` the drop-in, `load("out/slim")` the smaller
+    network; on the Hub likewise, `load("org/name/slim")` the smaller network of a repository.
 
     Raises:
         ModelError: as for `pull`.
@@ -123,10 +132,12 @@ def locate(spec: str, revision: str | None = None) -> Located:
     path = Path(name).expanduser()
     if spec.startswith("local-dir:") or (path.exists() and not spec.startswith("hf")):
         return replace(_in_folder(path), spec=str(path))
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name):
-        raise ModelError(f"there is no model folder at {name}, and it is no Hub id (org/name)")
-    repo_id, _, at = name.partition("@")
-    return _on_hub(repo_id, revision or at or None)
+    hub_id = re.fullmatch(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)(?:@([\w./-]+))?", name)
+    if hub_id is None or name.startswith("."):
+        raise ModelError(
+            f"there is no model folder at {name}, and it is no Hub id (org/name); give one of them"
+        )
+    return replace(_on_hub(hub_id[1], revision or hub_id[3], hub_id[2].lstrip("/")), spec=name)
 
 
 def _in_folder(path: Path) -> Located:
@@ -144,11 +155,11 @@ def _in_folder(path: Path) -> Located:
     return Located(str(path), None, None, config, licence, weights, size)
 
 
-def _on_hub(repo_id: str, revision: str | None) -> Located:
+def _on_hub(repo_id: str, revision: str | None, folder: str) -> Located:
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
-        HfHubHTTPError,
+        HFValidationError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -156,9 +167,9 @@ def _on_hub(repo_id: str, revision: str | None) -> Located:
     try:
         info = HfApi().model_info(repo_id, revision=revision, files_metadata=True)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-        config_file = hf_hub_download(repo_id, "config.json", revision=info.sha)
-        if WEIGHTS not in sizes:
-            raise ModelError(f"{repo_id} holds no {WEIGHTS}; ask its author to add safetensors")
+        config_file = hf_hub_download(
+            repo_id, "config.json", revision=info.sha, subfolder=folder or None
+        )
     except RevisionNotFoundError as error:
         raise ModelError(f"{repo_id} has no revision {revision!r}") from error
     except RepositoryNotFoundError as error:
@@ -168,30 +179,38 @@ def _on_hub(repo_id: str, revision: str | None) -> Located:
         ) from error
     except EntryNotFoundError as error:
         raise ModelError(f"{repo_id} holds no config.json; it is no timm model") from error
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except HFValidationError as error:
+        raise ModelError(f"{repo_id} is no Hub id ({reason(error)}); give another") from error
+    except Exception as error:  # also those of the HTTP library below, which is not ours to name
         raise ModelError(
-            f"{repo_id} cannot be reached ({reason}); check the network, or give a folder"
+            f"{repo_id} cannot be reached ({reason(error)}); check the network, or give a folder"
         ) from error
+    weights = f"{folder}/{WEIGHTS}".lstrip("/")
+    if weights not in sizes:
+        raise ModelError(f"{repo_id} holds no {weights}; ask its author to add safetensors")
     config = _read_config(Path(config_file).read_bytes(), f"{repo_id}/config.json")
     card = info.card_data.to_dict() if info.card_data else {}
     licence = card.get("license") or _licence(config, "")
-    return Located(repo_id, repo_id, info.sha, config, licence, None, sizes[WEIGHTS])
+    return Located(
+        repo_id, repo_id, info.sha, config, licence, None, sizes[weights], folder or None
+    )
 
 
 def _weights_file(located: Located) -> Path:
     if located.weights is not None:
         return located.weights
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     assert located.repo_id is not None
     try:
-        return Path(hf_hub_download(located.repo_id, WEIGHTS, revision=located.sha))
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        return Path(
+            hf_hub_download(
+                located.repo_id, WEIGHTS, revision=located.sha, subfolder=located.folder
+            )
+        )
+    except Exception as error:  # also those of the HTTP library below, which is not ours to name
         raise ModelError(
-            f"{WEIGHTS} of {located.repo_id} cannot be downloaded ({reason}); try again"
+            f"{WEIGHTS} of {located.repo_id} cannot be downloaded ({reason(error)}); try again"
         ) from error
 
 
@@ -203,7 +222,8 @@ def _read_weights(file: Path) -> dict[str, Any]:
         return load_file(file)
     except (SafetensorError, OSError) as error:
         raise ModelError(
-            f"{file} is no readable safetensors file ({error}); it may be cut short, get it again"
+            f"{file} is no readable safetensors file ({reason(error)}); it may be cut short, get "
+            "it again"
         ) from error
 
 
@@ -211,10 +231,20 @@ def _read_config(raw: bytes, shown: str) -> Mapping[str, Any]:
     try:
         config = json.loads(raw)
     except ValueError as error:
-        raise ModelError(f"{shown} is no JSON ({error})") from error
+        raise ModelError(f"{shown} is no JSON ({error}); get it again from its author") from error
     if not isinstance(config, dict):
-        raise ModelError(f"{shown} holds a {type(config).__name__} where an object is wanted")
+        raise ModelError(
+            f"{shown} holds a {type(config).__name__} where an object is wanted; it must be a "
+            "config in timm's layout"
+        )
+    for key in OBJECTS:
+        if not isinstance(config.get(key), dict | None):
+            raise ModelError(f"{shown} holds no object under {key!r}; correct or remove it")
     return config
+
+
+OBJECTS = ("pretrained_cfg", "model_args", "label_descriptions", "id2label", OWN_KEY)
+"""Keys of a `config.json` that hold an object, or null, or are not there."""
 
 
 def _licence(config: Mapping[str, Any], card: str) -> str | None:
@@ -256,7 +286,12 @@ def _label_names(
     names = config.get("label_names") or pretrained.get("label_names")
     numbered = config.get("id2label")
     if not names and isinstance(numbered, Mapping):
-        names = [numbered[key] for key in sorted(numbered, key=int)]
+        try:
+            names = [numbered[key] for key in sorted(numbered, key=int)]
+        except ValueError as error:
+            raise ModelError(
+                f"config.json's id2label has a key that is no number ({error})"
+            ) from error
     if not isinstance(names, list) or not names:
         return None
     # What transformers writes where nobody named the labels.

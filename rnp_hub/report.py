@@ -9,14 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from rnp_hub.errors import RnpHubError
 
 SCHEMA: Literal["rnp-hub/report/1"] = "rnp-hub/report/1"
 FILE = "rnp_report.json"
 
+_strict = with_config(ConfigDict(extra="forbid", strict=True))
+"""A misspelt or unknown key is an error, not a silent default, and "5" is no number."""
 
+
+@_strict
 @dataclass(frozen=True)
 class RateRecord:
     """A share of n pictures, in [0, 1], with its 95 % Wilson interval."""
@@ -27,6 +31,7 @@ class RateRecord:
     high: float
 
 
+@_strict
 @dataclass(frozen=True)
 class SourceRecord:
     """The model that was pulled: from the Hub (`repo_id`) or from a folder (`path`)."""
@@ -41,6 +46,7 @@ class SourceRecord:
     notes: tuple[str, ...] = ()
 
 
+@_strict
 @dataclass(frozen=True)
 class DataRecord:
     """The clean slice."""
@@ -53,6 +59,7 @@ class DataRecord:
     corrupt: int = 0
 
 
+@_strict
 @dataclass(frozen=True)
 class EvalRecord:
     """The evaluation set."""
@@ -63,6 +70,7 @@ class EvalRecord:
     corrupt: int = 0
 
 
+@_strict
 @dataclass(frozen=True)
 class ScoresRecord:
     """What a network was measured to do; see `evaluate.Scores`."""
@@ -73,6 +81,7 @@ class ScoresRecord:
     surrogate_asr: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
+@_strict
 @dataclass(frozen=True)
 class VerdictRecord:
     """Whether there is a backdoor; `None` stands for *not decided*."""
@@ -84,6 +93,7 @@ class VerdictRecord:
     evidence: dict[str, Any]
 
 
+@_strict
 @dataclass(frozen=True)
 class PruneRecord:
     """What was silenced, and by which rule."""
@@ -96,6 +106,7 @@ class PruneRecord:
     slice_accuracy: tuple[float, ...] = ()
 
 
+@_strict
 @dataclass(frozen=True)
 class SlimRecord:
     """What was physically removed."""
@@ -112,6 +123,7 @@ class SlimRecord:
     refused: tuple[str, ...] = ()
 
 
+@_strict
 @dataclass(frozen=True)
 class FileRecord:
     """A weight file, read back."""
@@ -120,6 +132,7 @@ class FileRecord:
     max_rel_diff: float
 
 
+@_strict
 @dataclass(frozen=True)
 class OnnxRecord:
     """An ONNX file, run in onnxruntime against torch."""
@@ -131,6 +144,7 @@ class OnnxRecord:
     latency_ms: float
 
 
+@_strict
 @dataclass(frozen=True)
 class ExportRecord:
     """The files of the folder."""
@@ -140,6 +154,7 @@ class ExportRecord:
     onnx: dict[str, OnnxRecord]
 
 
+@_strict
 @dataclass(frozen=True)
 class RunReport:
     """Everything one `sanitize` measured."""
@@ -158,9 +173,6 @@ class RunReport:
     peak_memory_mib: float
     environment: dict[str, str]
     schema: Literal["rnp-hub/report/1"] = SCHEMA
-
-    # A misspelt or unknown key is an error, not a silent default.
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     def to_json(self) -> str:
         """Indented JSON, the schema first."""

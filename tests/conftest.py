@@ -1,5 +1,6 @@
 """Fixtures that all tests share."""
 
 from tests.hub.fixture import hub
+from tests.models import cifar_model, cifar_run, plain_model, plain_run
 
-__all__ = ["hub"]
+__all__ = ["cifar_model", "cifar_run", "hub", "plain_model", "plain_run"]

@@ -1,0 +1,153 @@
+"""Small networks for the handwritten digits, as folders on disk, and one sanitized folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from typer.testing import CliRunner, Result
+
+from rnp_hub.architecture import Architecture
+from rnp_hub.cli.app import app
+from rnp_hub.data import DataConfig, Target, load
+from rnp_hub.network import Normalise
+from rnp_hub.preprocess import Preprocess
+
+# Networks this small gain nothing from threads, and threads that wait for each other on shared
+# cores make them many times slower.
+torch.set_num_threads(1)
+ROOT = Path(__file__).parents[1]
+EPOCHS = 7
+ARGS = {"channels": [8, 8, 16, 16], "layers": [1, 1, 1, 1]}
+CONFIG: dict[str, Any] = {
+    "architecture": "resnet18",
+    "num_classes": 10,
+    "model_args": ARGS,
+    "label_names": [str(digit) for digit in range(10)],
+    "pretrained_cfg": {
+        "input_size": [3, 32, 32],
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "license": "mit",
+    },
+}
+DATA = ("--data", "digits", "--n", "200", "--eval-n", "200", "--seed", "3")
+SANITIZE = (*DATA, "--max-ca-drop", "0.2")
+"""Generous, so that something is silenced in networks this small."""
+ATTACK = ("--trigger", "badnets", "--target", "0")
+
+
+def trained_network(stem: str | None) -> nn.Module:
+    """A network that knows the digits well enough to be sanitized, after a few seconds."""
+    preprocess = Preprocess((3, 32, 32), (0.5,) * 3, (0.5,) * 3, "bilinear", 1.0)
+    pictures = load(DataConfig(n=600, eval_n=1), Target(10, preprocess)).clean.pictures
+    inputs = Normalise(preprocess)(pictures.images)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Architecture("resnet18", 10, ARGS, stem).build().train()
+        optimiser = torch.optim.Adam(network.parameters(), 0.01)
+        falling = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.05, EPOCHS)
+        for _ in range(EPOCHS):
+            for batch in torch.randperm(len(pictures)).split(50):
+                optimiser.zero_grad()
+                loss = nn.functional.cross_entropy(network(inputs[batch]), pictures.labels[batch])
+                loss.backward()
+                optimiser.step()
+            falling.step()
+    return network.eval()
+
+
+def write_folder(folder: Path, network: nn.Module, config: object = CONFIG) -> Path:
+    """A model folder as its author would have left it on the Hub."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def plain_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("models") / "plain", trained_network(None))
+
+
+@pytest.fixture(scope="session")
+def cifar_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its config claims a plain resnet18, its weights have the CIFAR stem."""
+    return write_folder(tmp_path_factory.mktemp("models") / "cifar", trained_network("cifar"))
+
+
+# --- the command line -------------------------------------------------------------------------
+
+
+def command_line(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`rnp-hub` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "rnp_hub", *map(str, words)],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def invoke(*words: str | Path) -> Result:
+    """`rnp-hub` in this process: same exit code and streams, torch already imported."""
+    return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished `sanitize --json`."""
+
+    folder: Path
+    stdout: str
+    stderr: str
+
+    @property
+    def report(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.folder / "rnp_report.json").read_text())
+        return content
+
+
+@pytest.fixture(scope="session")
+def plain_run(plain_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The network with the plain stem, in a process of its own."""
+    work = tmp_path_factory.mktemp("plain")
+    done = command_line("sanitize", plain_model, *SANITIZE, *ATTACK, "--json", cwd=work)
+    assert done.returncode == 0, done.stderr
+    return Run(work / "plain-rnp", done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def cifar_run(cifar_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The network with the CIFAR stem, no trigger known."""
+    folder = tmp_path_factory.mktemp("cifar") / "out"
+    done = invoke("sanitize", cifar_model, *SANITIZE, "--out", folder)
+    assert done.exit_code == 0, done.stderr
+    return Run(folder, done.stdout, done.stderr)
+
+
+def listing(folder: Path) -> Sequence[tuple[str, int]]:
+    """Everything below a folder, with sizes."""
+    return sorted(
+        (str(each.relative_to(folder)), each.lstat().st_size if each.is_file() else -1)
+        for each in folder.rglob("*")
+    )

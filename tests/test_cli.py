@@ -1,0 +1,199 @@
+"""The commands as a person or a pipeline calls them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import rnp_hub
+from tests.models import (
+    ATTACK,
+    DATA,
+    ROOT,
+    SANITIZE,
+    Run,
+    command_line,
+    environment,
+    invoke,
+    listing,
+)
+
+COMMANDS = ("sanitize", "evaluate", "export", "predict")
+HEAVY = ("torch", "timm", "datasets", "onnx", "onnxruntime", "numpy", "rich", "PIL")
+"""pydantic is not among them: typer itself reads parameters with it."""
+
+
+@pytest.mark.parametrize("words", [(), *((command,) for command in COMMANDS)])
+def test_help_imports_nothing_heavy(words: tuple[str, ...]) -> None:
+    program = f"""
+import sys
+sys.argv = ["rnp-hub", *{words!r}, "--help"]
+from rnp_hub.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+print("loaded:", [name for name in {HEAVY!r} if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Usage: rnp-hub")
+    assert done.stdout.endswith("loaded: []\n")
+
+
+def test_every_command_is_listed_and_has_an_example() -> None:
+    front = invoke("--help").stdout
+    for command in COMMANDS:
+        assert f"\n  {command} " in front
+        assert f"Example: rnp-hub {command} " in invoke(command, "--help").stdout
+
+
+def test_version() -> None:
+    assert invoke("--version").stdout == f"{rnp_hub.__version__}\n"
+
+
+def test_json_is_the_report_and_nothing_else(plain_run: Run) -> None:
+    assert json.loads(plain_run.stdout) == plain_run.report
+    assert plain_run.stdout == (plain_run.folder / "rnp_report.json").read_text()
+
+
+def test_no_progress_bars_where_stderr_is_no_terminal(plain_run: Run) -> None:
+    assert plain_run.stderr == ""
+
+
+def test_progress_bars_where_stderr_is_a_terminal(plain_run: Run) -> None:
+    master, slave = os.openpty()
+    words = ("evaluate", str(plain_run.folder), *DATA)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rnp_hub", *words],
+        env=environment() | {"TERM": "xterm"},
+        stdout=subprocess.PIPE,
+        stderr=slave,
+    )
+    os.close(slave)
+    shown = b""
+    try:
+        while part := os.read(master, 4096):
+            shown += part
+    except OSError:  # how Linux says that the other end is closed
+        pass
+    os.close(master)
+    stdout, _ = process.communicate()
+    assert process.returncode == 0
+    assert b"evaluate" in shown
+    assert b"evaluate" not in stdout
+    assert b"clean accuracy" in stdout
+
+
+def test_table_says_what_changed_and_where_it_lies(cifar_run: Run) -> None:
+    report, shown = cifar_run.report, cifar_run.stdout
+    after = report["after"]["clean_accuracy"]
+    assert f"{100 * after['value']:.2f} % ({100 * after['low']:.1f} to" in shown
+    assert f"{report['prune']['silenced']} of {report['prune']['filters']} filters" in shown
+    assert f"Written to {cifar_run.folder}/" in shown
+    assert f"Next:  rnp-hub predict {cifar_run.folder}/onnx/model.onnx PICTURE…" in shown
+
+
+def test_a_stem_the_config_does_not_name_is_said_aloud(cifar_run: Run) -> None:
+    assert cifar_run.stderr.startswith("Note: the weights have the CIFAR stem")
+    assert len(cifar_run.stderr.splitlines()) == 1
+
+
+def test_evaluate_measures_what_the_report_says(plain_run: Run, plain_model: Path) -> None:
+    report = plain_run.report
+    for model, when in ((plain_model, "before"), (plain_run.folder, "after")):
+        done = invoke("evaluate", model, *DATA, *ATTACK, "--json")
+        assert json.loads(done.stdout) == report[when]
+
+
+def test_the_slim_network_answers_as_the_drop_in(plain_run: Run) -> None:
+    done = invoke("evaluate", plain_run.folder / "slim", *DATA, *ATTACK, "--json")
+    assert json.loads(done.stdout) == plain_run.report["after"]
+
+
+def test_predict_prints_a_line_a_picture(plain_run: Run, tmp_path: Path) -> None:
+    files = [tmp_path / "light.png", tmp_path / "dark grey.png"]
+    for file, grey in zip(files, (255, 20), strict=True):
+        Image.new("L", (8, 8), grey).save(file)
+    onnx = plain_run.folder / "onnx" / "model.onnx"
+    found = json.loads(invoke("predict", onnx, *files, "--json").stdout)
+    assert [each["file"] for each in found] == [str(file) for file in files]
+    shown = invoke("predict", onnx, *files).stdout.splitlines()
+    assert shown[0].split() == ["picture", "label", "score"]
+    for line, each in zip(shown[1:], found, strict=True):
+        assert line.split()[-2:] == [each["label"], f"{each['score']:.4f}"]
+
+
+def test_export_of_the_slim_folder(plain_run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "new" / "slim.onnx"
+    done = invoke("export", plain_run.folder / "slim", "--out", file, "--json")
+    record = json.loads(done.stdout)
+    assert record["file"] == str(file)
+    assert record["top1_agreement"] == 1
+    assert listing(tmp_path) == [("new", -1), ("new/slim.onnx", file.stat().st_size)]
+    again = invoke("export", plain_run.folder / "slim", "--out", file)
+    assert (again.exit_code, again.stderr) == (
+        2,
+        f"Error: {file} exists; give another --out, or --force to replace it\n",
+    )
+
+
+def test_dry_run_writes_nothing(plain_model: Path, tmp_path: Path) -> None:
+    done = command_line("sanitize", plain_model, *DATA, "--dry-run", "--json", cwd=tmp_path)
+    plan = json.loads(done.stdout)
+    assert plan["architecture"] == "resnet18"
+    assert plan["data"] == "digits (train, test)"
+    assert plan["out"] == "plain-rnp"
+    assert plan["seconds"] >= 0
+    assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "folder"),
+    [
+        ("demo", "demo-rnp"),
+        ("org/name", "name-rnp"),
+        ("org/name@feature/x", "name-rnp"),
+        ("hf-hub:org/name@main", "name-rnp"),
+        ("here/model@2", "model@2-rnp"),
+        ("local-dir:here/model@2", "model@2-rnp"),
+        ("here/model@2/..", "here-rnp"),
+    ],
+)
+def test_default_out(
+    model: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rnp_hub.pipeline import Job, SanitizeJob
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here" / "model@2").mkdir(parents=True)
+    assert SanitizeJob(Job(model)).folder == Path(folder)
+
+
+def test_the_same_command_gives_the_same_report(
+    plain_run: Run, plain_model: Path, tmp_path: Path
+) -> None:
+    again = tmp_path / "again"
+    assert invoke("sanitize", plain_model, *SANITIZE, *ATTACK, "--out", again).exit_code == 0
+    second = json.loads((again / "rnp_report.json").read_text())
+    assert _without_clocks(second) == _without_clocks(plain_run.report)
+
+
+def _without_clocks(report: dict[str, Any]) -> dict[str, Any]:
+    for key in ("timing_s", "peak_memory_mib"):
+        assert report.pop(key)
+    assert report["export"]["onnx"]["fp32"].pop("latency_ms") > 0
+    return report
+
+
+def test_modules_come_from_this_tree() -> None:
+    assert Path(rnp_hub.__file__).is_relative_to(ROOT)

@@ -1,0 +1,110 @@
+"""The report other programs read: every key, strictly, and back again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rnp_hub.errors import RnpHubError
+from rnp_hub.report import RunReport
+from tests.models import Run
+
+KEYS = {
+    "source": {"repo_id", "path", "sha", "architecture", "licence"},
+    "data": {"id", "sha", "split", "n", "seed"},
+    "eval": {"id", "split", "n"},
+    "before": {"clean_accuracy", "per_class_accuracy", "attack_success_rate", "surrogate_asr"},
+    "after": {"clean_accuracy", "per_class_accuracy", "attack_success_rate", "surrogate_asr"},
+    "verdict": {"backdoored", "label", "score", "residual", "evidence"},
+    "prune": {"rule", "threshold", "silenced", "filters", "per_layer"},
+    "slim": {
+        "parameters", "macs", "silenced", "removed", "carriers", "kept", "by", "max_rel_diff",
+    },
+    "export": {"safetensors", "onnx"},
+    "environment": {"rnp_hub", "torch", "timm", "python", "device"},
+}  # fmt: skip
+ONNX = {"sha256", "opset", "max_rel_diff", "top1_agreement", "latency_ms"}
+
+
+def test_every_key_of_the_design_is_there(plain_run: Run) -> None:
+    report = plain_run.report
+    assert next(iter(report)) == "schema"
+    assert report["schema"] == "rnp-hub/report/1"
+    for section, keys in KEYS.items():
+        assert keys <= set(report[section]), section
+    assert set(report["slim"]["by"]) == {"delete", "fold", "carry", "scatter"}
+    assert set(report["export"]["onnx"]["fp32"]) == ONNX
+    assert set(report["export"]["safetensors"]) == {"sha256", "max_rel_diff"}
+    assert set(report["timing_s"]) >= {"unlearn", "recover", "prune", "slim", "export"}
+    assert report["peak_memory_mib"] > 100
+
+
+def test_what_was_measured(plain_run: Run, plain_model: Path) -> None:
+    report = plain_run.report
+    assert report["source"]["path"] == str(plain_model)
+    assert report["source"]["repo_id"] is report["source"]["sha"] is None
+    assert report["data"] | {"id": "digits", "n": 200, "seed": 3} == report["data"]
+    assert report["eval"]["split"] == "test"
+    for when in ("before", "after"):
+        accuracy = report[when]["clean_accuracy"]
+        assert accuracy["n"] == report["eval"]["n"] <= 200
+        assert accuracy["low"] < accuracy["value"] < accuracy["high"] or accuracy["value"] == 1
+        assert len(report[when]["per_class_accuracy"]) == 10
+        rate = report[when]["attack_success_rate"]["badnets"]
+        assert 0 < rate["n"] < accuracy["n"]  # pictures of the target are left out
+    slim = report["slim"]
+    assert slim["silenced"] == report["prune"]["silenced"]
+    assert slim["removed"] == sum(slim["by"].values())
+    assert slim["silenced"] == slim["removed"] + slim["carriers"] + slim["kept"]
+    assert slim["max_rel_diff"] <= 1e-9
+    assert slim["parameters"][1] < slim["parameters"][0]
+
+
+def test_there_and_back(plain_run: Run) -> None:
+    text = (plain_run.folder / "rnp_report.json").read_text()
+    report = RunReport.from_json(text)
+    assert report.to_json() == text
+    assert RunReport.from_json(report.to_json()) == report
+    assert RunReport.read(plain_run.folder) == report
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        (lambda r: r.update(colour="red"), "colour: Unexpected"),
+        (lambda r: r["source"].update(colour="red"), "source.colour: Unexpected"),
+        (
+            lambda r: r["before"]["clean_accuracy"].update(colour=1),
+            "before.clean_accuracy.colour: Unexpected",
+        ),
+        (lambda r: r["data"].pop("seed"), "data.seed: "),
+        (lambda r: r["data"].update(n="many"), "data.n: Input should be a valid integer"),
+        (lambda r: r["data"].update(n="200"), "data.n: Input should be a valid integer"),
+        (lambda r: r["slim"].update(macs=[1]), "slim.macs.1: Field required"),
+        (lambda r: r["export"]["onnx"]["fp32"].update(opset=None), "export.onnx.fp32.opset: "),
+        (lambda r: r.update(schema="rnp-hub/report/2"), "schema: Input should be"),
+    ],
+)
+def test_a_wrong_key_is_named(
+    change: Callable[[dict[str, Any]], Any], where: str, plain_run: Run
+) -> None:
+    record = plain_run.report
+    change(record)
+    with pytest.raises(RnpHubError) as caught:
+        RunReport.from_json(json.dumps(record))
+    assert str(caught.value).startswith(f"this is no rnp-hub/report/1: {where}")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_what_is_no_report_at_all(text: str) -> None:
+    with pytest.raises(RnpHubError, match="this is no rnp-hub/report/1: the file: "):
+        RunReport.from_json(text)
+
+
+def test_a_folder_without_one(tmp_path: Path) -> None:
+    with pytest.raises(RnpHubError, match=r"holds no rnp_report\.json; it was not made by"):
+        RunReport.read(tmp_path)
