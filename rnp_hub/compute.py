@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from rnp_hub.errors import ConfigError
+from rnp_hub.errors import ConfigError, reason
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -51,8 +51,7 @@ class Compute:
             torch.empty(1, device=device)
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(
-                f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); "
-                "use --device cpu"
+                f"device {device!r} cannot be used here ({reason(error)}); use --device cpu"
             ) from error
         if precision == "auto":
             return Compute(device, _multiplies_bfloat16(device))

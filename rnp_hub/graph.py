@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from rnp_hub.errors import ModelError
+from rnp_hub.errors import ModelError, reason
 
 aten = torch.ops.aten
 
@@ -89,8 +89,7 @@ class Graph:
                 exported = torch.export.export(module.eval(), (example,), strict=False)
                 program = exported.run_decompositions({})
             except Exception as error:  # torch.export raises whatever the network's code raises
-                reason = str(error).strip().splitlines()[0]
-                raise ModelError(f"the network cannot be traced ({reason})") from error
+                raise ModelError(f"the network cannot be traced ({reason(error)})") from error
         self._nodes = program.graph.nodes
         signature = program.graph_signature
         self._tensor_names: Mapping[str, str] = {

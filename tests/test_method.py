@@ -68,7 +68,7 @@ def test_a_named_output_is_taken() -> None:
     expected = rnp_hub.sanitize(plain, clean.images, clean.labels)
     assert named.pruned.silenced == expected.pruned.silenced
     assert named.slim.max_rel_diff <= 1e-9
-    with pytest.raises(ModelError, match="no \\(n, classes\\) tensor"):
+    with pytest.raises(ModelError, match=r"no \(n, classes\) tensor"):
         rnp_hub.sanitize(module, clean.images, clean.labels)
 
 
@@ -109,5 +109,5 @@ def test_broken_weights_are_named() -> None:
     module = SmallResNet()
     with torch.no_grad():
         module.first.conv1.weight[0, 0, 0, 0] = float("nan")
-    with pytest.raises(ModelError, match="`first.conv1.weight` are NaN"):
+    with pytest.raises(ModelError, match=r"`first.conv1.weight` are NaN"):
         rnp_hub.sanitize(module, torch.zeros(4, 3, 16, 16), torch.zeros(4))
