@@ -10,7 +10,37 @@ import pytest
 from rnp_hub.cli.app import app
 
 ROOT = Path(__file__).parents[1]
-ORDER = ["errors", "progress", "preprocess", "labels", "sources", "compute", "network", "data", "triggers", "evaluate", "hooks", "unlearn", "recover", "prune", "graph", "slim", "method", "architecture", "pull", "onnx_io", "report", "export", "output", "demo", "hub_cards", "pipeline", "plan", "bench", "cli"]
+ORDER = [
+    "errors",
+    "progress",
+    "preprocess",
+    "labels",
+    "sources",
+    "compute",
+    "network",
+    "data",
+    "triggers",
+    "evaluate",
+    "hooks",
+    "unlearn",
+    "recover",
+    "prune",
+    "graph",
+    "slim",
+    "method",
+    "architecture",
+    "pull",
+    "onnx_io",
+    "report",
+    "export",
+    "output",
+    "demo",
+    "hub_cards",
+    "pipeline",
+    "plan",
+    "bench",
+    "cli",
+]
 """A module imports only from those before it."""
 
 
