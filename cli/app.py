@@ -114,6 +114,13 @@ def sanitize(
     label_column: LabelColumn = None,
     device: Device = "auto",
     precision: PrecisionOption = Precision.auto,
+    flip: Annotated[
+        bool | None,
+        typer.Option(
+            "--flip/--no-flip",
+            help="A mirrored picture keeps its label; known for the named data sets.",
+        ),
+    ] = None,
     force: Force = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be pulled and how long it may take.")
@@ -138,6 +145,7 @@ def sanitize(
         max_ca_drop=max_ca_drop,
         threshold=threshold,
         force=force,
+        flip=flip,
     )  # fmt: skip
     if dry_run:
         terminal.print_plan(plan(asked), as_json=json)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -27,7 +28,7 @@ def _metadata(report: RunReport) -> ModelCardData:
     )
     return ModelCardData(
         license=source.licence,
-        library_name="timm",
+        library_name=None if source.stem else "timm",
         pipeline_tag="image-classification",
         tags=["image-classification", "timm", "rnp-hub", "backdoor-removal"],
         datasets=[report.data.id] if report.data.sha else None,
@@ -79,7 +80,9 @@ def _words(report: RunReport) -> dict[str, Any]:
 
 def _name(report: RunReport) -> str:
     source = report.source
-    return (source.repo_id or source.path or "model").rstrip("/").rpartition("/")[2]
+    if source.repo_id:
+        return source.repo_id.rpartition("/")[2]
+    return Path(source.path or "model").resolve().name
 
 
 def _rows(report: RunReport) -> list[tuple[str, str, str, int]]:
@@ -110,12 +113,16 @@ def _command(report: RunReport) -> str:
     """The command that makes this folder again."""
     source, data, config = report.source, report.data, report.config
     model = f"{source.repo_id}@{source.sha}" if source.repo_id else source.path
-    where = f"{data.id}@{data.sha}" if data.sha else data.id
+    spec = str(config.get("data", data.id))
+    where = f"{spec.partition('@')[0]}@{data.sha}" if data.sha else spec
+    flip = config.get("flip")
     options = [
         ("data", where),
         ("n", config["n"]),
         ("eval-n", config.get("eval_n")),
         ("seed", data.seed),
+        ("image-column", config.get("image_column")),
+        ("label-column", config.get("label_column")),
         ("recipe", config["recipe"]),
         ("max-ca-drop", config["max_ca_drop"]),
         ("threshold", config.get("threshold")),
@@ -128,4 +135,6 @@ def _command(report: RunReport) -> str:
     for name, value in options:
         if value is not None:
             words += [f"--{name}", str(value)]
+    if flip is not None:
+        words.append("--flip" if flip else "--no-flip")
     return shlex.join(words)

@@ -66,7 +66,7 @@ class Data:
     sha: str | None
     clean: Part
     evaluation: Part
-    flip: bool
+    flip: bool | None
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,18 @@ class DataConfig:
     image_column: str | None = None
     label_column: str | None = None
 
+    def check(self) -> None:
+        """Refuse what no data set could satisfy.
+
+        Raises:
+            ConfigError: a number is too small.
+        """
+        if self.n < 2 or self.eval_n < 1 or self.seed < 0:
+            raise ConfigError(
+                f"--n {self.n}, --eval-n {self.eval_n} and --seed {self.seed} must be at least "
+                "2, 1 and 0"
+            )
+
 
 def load(config: DataConfig, target: Target) -> Data:
     """Read the clean slice and the evaluation set, and nothing more than they need.
@@ -99,10 +111,7 @@ def load(config: DataConfig, target: Target) -> Data:
         DataError: the data do not exist, hold no labels, do not fit the model, or are too few.
         ConfigError: `n` or `eval_n` is not positive.
     """
-    if config.n < 2 or config.eval_n < 1:
-        raise ConfigError(
-            f"--n {config.n} and --eval-n {config.eval_n} are too few; at least 2 and 1 are needed"
-        )
+    config.check()
     reader = _open(config, target)
     source = reader.source
     training, testing = reader.choose_splits()

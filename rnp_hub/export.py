@@ -98,6 +98,9 @@ def config_of(model: PulledModel, architecture: Architecture) -> dict[str, Any]:
             "id2label": {str(label): name for label, name in enumerate(names)},
             "label2id": {name: label for label, name in enumerate(names)},
         }
+    # timm reads a config without this object as one of the old kind, and then knows no model_args.
+    stated = config.get("pretrained_cfg") or {}
+    config["pretrained_cfg"] = {**vars(model.target.preprocess), **stated}
     config.pop(OWN_KEY, None)
     own = architecture.own_config()
     return config | ({OWN_KEY: own} if own else {})

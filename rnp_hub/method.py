@@ -165,7 +165,7 @@ def sanitize(
     config = config or SanitizeConfig.of()
     compute = compute or Compute.choose()
     original = Classifier(module, transform, compute, output).copy()
-    clean = ImageSet(clean_images, clean_labels.long())
+    clean = ImageSet(clean_images.cpu(), clean_labels.long().cpu())
     _check(original, clean)
     watch = Stopwatch()
     unlearned = watch.time("unlearn", lambda: unlearn(original, clean, config.unlearn, progress))

@@ -205,8 +205,14 @@ def _modes_kept(module: nn.Module) -> Iterator[None]:
 
 
 def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """One epoch: indices (≤ size,) of a random permutation of `count`, the short rest included."""
-    yield from torch.randperm(count, generator=generator).split(size)
+    """One epoch: indices (about size,) of a random permutation of `count`, the rest included.
+
+    A rest of one joins the batch before it: BatchNorm cannot normalise one picture by itself.
+    """
+    parts = list(torch.randperm(count, generator=generator).split(size))
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    yield from parts
 
 
 def augment(

@@ -112,7 +112,13 @@ def _open(file: Path) -> Image.Image:
     except FileNotFoundError as error:
         raise DataError(f"there is no picture at {file}") from error
     # Pillow's decoders raise all of these on damaged files.
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except (
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        OSError,
+        ValueError,
+        SyntaxError,
+    ) as error:
         raise DataError(f"{file} is no readable picture ({reason(error)})") from error
     return picture
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -26,7 +27,7 @@ from rnp_hub.method import SanitizeConfig, Sanitized, Stopwatch, sanitize
 from rnp_hub.network import Classifier, Normalise
 from rnp_hub.output import check_free, new_file, new_folder
 from rnp_hub.progress import Progress, quiet
-from rnp_hub.pull import DEMO, PulledModel, name_of, pull
+from rnp_hub.pull import PulledModel, is_embedded, name_of, pull
 from rnp_hub.report import (
     FILE,
     DataRecord,
@@ -93,6 +94,7 @@ class SanitizeJob:
         job: the model, the data, the triggers.
         out: folder to write; `None` for `./NAME-rnp`.
         recipe, max_ca_drop, threshold: see `SanitizeConfig.of`.
+        flip: mirrored pictures keep their label; `None` for what is known of the data.
         force: replace a folder that an earlier run made.
     """
 
@@ -102,6 +104,7 @@ class SanitizeJob:
     max_ca_drop: float = 0.02
     threshold: float | None = None
     force: bool = False
+    flip: bool | None = None
 
     @property
     def folder(self) -> Path:
@@ -135,7 +138,7 @@ class Opened:
 
     def score(self, module: nn.Module, stage: str, progress: Progress) -> measuring.Scores:
         return measuring.evaluate(
-            self.classifier.with_module(module),
+            self.classifier.with_module(copy.deepcopy(module)),
             self.data.evaluation.pictures,
             self.attacks,
             classes=self.model.target.classes,
@@ -165,7 +168,7 @@ def open_job(job: Job, say: Say) -> Opened:
 
 def _with_demo_trigger(job: Job) -> Attacks:
     """The demo network comes with its trigger; everything else has those it was given."""
-    if job.model == DEMO and job.data.spec == "digits" and job.attacks == Attacks():
+    if is_embedded(job.model) and job.data.spec == "digits" and job.attacks == Attacks():
         return Attacks(triggers=(str(trigger_file()),), target=str(DEMO_TARGET))
     return job.attacks
 
@@ -180,7 +183,7 @@ def _attacks(attacks: Attacks, target: Target, data: Data) -> tuple[Poisoned, ..
         return ()
     if attacks.target is None:
         raise ConfigError("a trigger needs the label it asks for; give --target")
-    label = resolve_label(attacks.target, target.label_names, target.classes)
+    label = resolve_label(attacks.target, target.label_names, target.classes, target.descriptions)
     stored = [
         Poisoned(_name_of(path), load_all(path, target).pictures, label)
         for path in attacks.poisoned
@@ -229,6 +232,10 @@ def export_model(model: str, out: Path | None, *, force: bool) -> tuple[Path, On
     folder = Path(model.removeprefix("local-dir:")).expanduser()
     if out is None and not folder.is_dir():
         raise ConfigError(f"{model} is no folder to write into; give --out FILE.onnx")
+    if out is None and (folder / FILE).is_file():
+        raise ConfigError(
+            f"{folder} holds a report that speaks of its onnx/model.onnx; give another place by --out"
+        )
     file = out or folder / "onnx" / "model.onnx"
     with new_file(file, force=force) as temporary:
         pulled = pull(model)
@@ -257,7 +264,7 @@ def sanitize_model(
     opened = watch.time("open", lambda: open_job(asked.job, say))
     gate_sites(opened.model.module)  # a network without any shall hear that first
     _refuse_chance(opened)
-    config = asked.config(flip=opened.data.flip)
+    config = asked.config(flip=_flip(asked, opened.data, say))
     original = opened.model.module
     before = watch.time("before", lambda: opened.score(original, "before", progress))
     clean = opened.data.clean.pictures
@@ -286,7 +293,7 @@ def sanitize_model(
             prune=_prune(result),
             slim=_slim(opened, result),
             export=files,
-            config=_settings(asked, config),
+            config=_settings(asked, opened, config),
             timing_s=watch.seconds,
             peak_memory_mib=round(peak_memory_mib(), 1),
             environment=_environment(opened.classifier.compute),
@@ -294,6 +301,18 @@ def sanitize_model(
         (folder / FILE).write_text(report.to_json(), encoding="utf-8")
         (folder / "README.md").write_text(render(report), encoding="utf-8")
     return report
+
+
+def _flip(asked: SanitizeJob, data: Data, say: Say) -> bool:
+    if asked.flip is not None:
+        return asked.flip
+    if data.flip is None:
+        say(
+            "pictures are mirrored at random while unlearning; where a mirrored picture has another "
+            "label (digits, letters, traffic signs), give --no-flip"
+        )
+        return True
+    return data.flip
 
 
 CHANCE_MARGIN = 0.1
@@ -418,9 +437,13 @@ def _macs(module: nn.Module, example: Tensor) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def _settings(asked: SanitizeJob, config: SanitizeConfig) -> dict[str, object]:
+def _settings(asked: SanitizeJob, opened: Opened, config: SanitizeConfig) -> dict[str, object]:
     return {
         "recipe": config.recipe,
+        "data": asked.job.data.spec,
+        "image_column": asked.job.data.image_column,
+        "label_column": asked.job.data.label_column,
+        "flip": config.unlearn.flip,
         "n": asked.job.data.n,
         "eval_n": asked.job.data.eval_n,
         "max_ca_drop": config.prune.max_ca_drop,
@@ -428,9 +451,12 @@ def _settings(asked: SanitizeJob, config: SanitizeConfig) -> dict[str, object]:
         "poisoned": list(asked.job.attacks.poisoned),
         "triggers": list(asked.job.attacks.triggers),
         "target": asked.job.attacks.target,
+        "measured_triggers": {each.name: each.target for each in opened.attacks},
         "precision": asked.job.precision,
+        "device": asked.job.device,
         "unlearn": asdict(config.unlearn),
         "recover": asdict(config.recover),
+        "prune": asdict(config.prune),
     }
 
 
@@ -444,4 +470,5 @@ def _environment(compute: Compute) -> dict[str, str]:
         "python": platform.python_version(),
         "device": compute.describe(),
         "precision": compute.precision,
+        "threads": str(torch.get_num_threads()),
     }

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from rnp_hub.architecture import Architecture
 from rnp_hub.compute import Compute
 from rnp_hub.data import DataConfig
-from rnp_hub.errors import ConfigError
 from rnp_hub.method import SanitizeConfig
 from rnp_hub.network import Classifier, Normalise
 from rnp_hub.output import check_free
@@ -56,11 +55,7 @@ def plan(asked: SanitizeJob) -> Plan:
     job = asked.job
     check_free(asked.folder, force=asked.force)
     config = asked.config()
-    if job.data.n < 2 or job.data.eval_n < 1:
-        raise ConfigError(
-            f"--n {job.data.n} and --eval-n {job.data.eval_n} are too few; at least 2 and 1 are "
-            "needed"
-        )
+    job.data.check()
     located = locate(job.model, job.revision)
     architecture = Architecture.from_config(located.config)
     source = open_source(
@@ -107,7 +102,9 @@ def _timed(classifier: Classifier, images: torch.Tensor, *, train: bool) -> floa
         if train:
             classifier.module.train()
             logits = classifier.logits(images)
-            F.cross_entropy(logits, torch.zeros(len(images), dtype=torch.int64)).backward()
+            F.cross_entropy(
+                logits, torch.zeros(len(images), dtype=torch.int64, device=logits.device)
+            ).backward()
         else:
             classifier.predict(images)
     return time.perf_counter() - start

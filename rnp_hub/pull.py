@@ -119,13 +119,18 @@ def load(spec: str, revision: str | None = None) -> nn.Module:
     return pull(spec, revision).module
 
 
+def is_embedded(spec: str) -> bool:
+    """Whether this is the demo network of the package, and no folder of that name."""
+    return spec == DEMO and not Path(DEMO).exists()
+
+
 def locate(spec: str, revision: str | None = None) -> Located:
     """Find a model and read its `config.json`, no weights.
 
     Raises:
         ModelError: it is not there, or its `config.json` is missing or no JSON.
     """
-    if spec == DEMO and not Path(DEMO).exists():
+    if is_embedded(spec):
         with resources.as_file(resources.files("rnp_hub.demo")) as folder:
             return replace(_in_folder(folder), spec=DEMO)
     name = re.sub(r"^(local-dir:|hf-hub:|hf_hub:)", "", spec)

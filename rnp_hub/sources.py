@@ -55,14 +55,15 @@ class Source:
         sha: commit of the Hub data set; `None` for local files.
         splits: by name, in the data set's own order.
         label_names: names in the order of its integer labels; `None` where it has none.
-        flip: whether a mirrored picture still has its label (a digit does not).
+        flip: whether a mirrored picture still has its label (a digit does not); `None` where
+            nobody knows.
     """
 
     id: str
     sha: str | None
     splits: Mapping[str, Split]
     label_names: tuple[str, ...] | None
-    flip: bool = True
+    flip: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Known:
     config: str | None = None
     revision: str | None = None
     label_column: str | None = None
-    flip: bool = True
+    flip: bool | None = True
 
 
 KNOWN: Mapping[str, Known] = {
@@ -118,7 +119,8 @@ def open_source(
     if spec.startswith((".", "/", "~")) or spec.endswith(".parquet"):
         raise DataError(f"there is no data at {spec}; give a folder, a parquet file or a Hub id")
     name, _, revision = spec.partition("@")
-    known = KNOWN.get(name, Known(name))
+    by_id = {each.id: each for each in KNOWN.values()}
+    known = KNOWN.get(name) or by_id.get(name) or Known(name, flip=None)
     if name not in KNOWN and "/" not in name:
         raise DataError(
             f"--data {spec!r} is neither a path, nor a Hub id (owner/name), nor one of "
@@ -179,7 +181,7 @@ def _local(path: Path, columns: Columns) -> Source:
         raise DataError(f"{path} is no parquet file; give a folder, a parquet file or a Hub id")
     arguments = {"data_files": str(path)} if path.is_file() else {}
     files = _data_files("parquet" if path.is_file() else str(path), str(path), **arguments)
-    return _source_of(str(path), None, files, columns, flip=True)
+    return _source_of(str(path), None, files, columns, flip=None)
 
 
 def _hub(known: Known, revision: str | None, columns: Columns) -> Source:
@@ -240,7 +242,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _source_of(
-    shown: str, sha: str | None, files: dict[str, list[str]], columns: Columns, *, flip: bool
+    shown: str, sha: str | None, files: dict[str, list[str]], columns: Columns, *, flip: bool | None
 ) -> Source:
     kinds = {PurePosixPath(file).suffix.lower() for paths in files.values() for file in paths}
     if kinds == {".parquet"}:
@@ -351,7 +353,7 @@ class ParquetBlocks:
 
 
 def _parquet_source(
-    shown: str, sha: str | None, files: dict[str, list[str]], columns: Columns, *, flip: bool
+    shown: str, sha: str | None, files: dict[str, list[str]], columns: Columns, *, flip: bool | None
 ) -> Source:
     opened = {split: tuple(ParquetFile(path) for path in paths) for split, paths in files.items()}
     features = _features(next(iter(opened.values()))[0])
@@ -464,7 +466,7 @@ def _folder(file: str) -> str:
 
 
 def _folder_source(
-    shown: str, sha: str | None, files: dict[str, list[str]], *, flip: bool
+    shown: str, sha: str | None, files: dict[str, list[str]], *, flip: bool | None
 ) -> Source:
     names = tuple(sorted({_folder(file) for paths in files.values() for file in paths}))
     if len(names) < 2:

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from rnp_hub.compute import seeded, seeded_globally
@@ -111,7 +110,7 @@ def unlearn(
         accuracies=tuple(accuracies),
         updates=descent.kept,
         taken_back=descent.taken_back,
-        histogram=tuple(descent.histogram().tolist()),
+        histogram=descent.accuracy_and_histogram()[1],
     )
 
 
@@ -123,6 +122,8 @@ class _Descent:
         self.clean = clean
         self.config = config
         self.generator = seeded(config.seed)
+        # Batch statistics are those of a mixture; the slice may come sorted by label.
+        self.shuffled = list(batches(len(clean), config.batch_size, seeded(config.seed)))
         self.kept = self.taken_back = 0
         self.optimiser = torch.optim.SGD(
             classifier.module.parameters(),
@@ -168,24 +169,25 @@ class _Descent:
             group["lr"] = value
 
     @torch.no_grad()
-    def predictions(self) -> Tensor:
-        """Labels (n,) on the slice under batch statistics; -1 where the logits are not finite."""
+    def accuracy_and_histogram(self) -> tuple[float, tuple[int, ...]]:
+        """On the whole slice under batch statistics; logits that are not finite count as wrong."""
         with batch_statistics(self.classifier.module):
-            parts = [
-                self.classifier.logits(images)
-                for images in self.clean.images.split(self.config.batch_size)
-            ]
-        logits = torch.cat(parts).cpu()
-        return torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
+            logits = torch.cat(
+                [self.classifier.logits(self.clean.images[part]) for part in self.shuffled]
+            ).cpu()
+        finite = logits.isfinite().all(1)
+        found = logits.argmax(1)
+        right = (found == self.clean.labels[torch.cat(self.shuffled)]) & finite
+        histogram = torch.bincount(found[finite], minlength=logits.shape[1])
+        return float(right.float().mean()), tuple(histogram.tolist())
 
     def accuracy(self) -> float:
-        return float((self.predictions() == self.clean.labels).float().mean())
+        return self.accuracy_and_histogram()[0]
 
-    def histogram(self) -> Tensor:
-        found = self.predictions()
-        classes = self.classifier.logits(self.clean.images[:2]).shape[1]
-        return torch.bincount(found[found >= 0], minlength=classes)
 
+LARGEST_STOP = 0.6
+"""The controlled stop is at most this share of the accuracy at its start: a network that knows its
+slice only by half has to unlearn too."""
 
 OVERSHOOT = 0.05
 """How far below the stop a controlled descent may end, as a share of the accuracy at its start."""
@@ -196,11 +198,12 @@ def _controlled(descent: _Descent, progress: Progress) -> list[float]:
     config = descent.config
     rate = config.learning_rate
     accuracies = [descent.accuracy()]
-    start, floor = accuracies[0], config.stop_accuracy - OVERSHOOT * accuracies[0]
-    stride = max(start - config.stop_accuracy, 0.0) / config.updates
+    start = accuracies[0]
+    stop = min(config.stop_accuracy, LARGEST_STOP * start)
+    floor, stride = stop - OVERSHOOT * start, (start - stop) / config.updates
     for _ in range(config.max_epochs):
         for part in descent.epoch():
-            if accuracies[-1] <= config.stop_accuracy:
+            if accuracies[-1] <= stop:
                 return accuracies
             before = descent.state()
             descent.set_learning_rate(rate)
@@ -213,7 +216,7 @@ def _controlled(descent: _Descent, progress: Progress) -> list[float]:
                 continue
             rate *= 1.5 if fall < stride / 2 else 0.75 if fall > 2 * stride else 1.0
             accuracies.append(accuracy)
-            done = (start - accuracy) / max(start - config.stop_accuracy, 1e-9)
+            done = (start - accuracy) / max(start - stop, 1e-9)
             progress("unlearn", done, {"accuracy": accuracy})
     return accuracies
 

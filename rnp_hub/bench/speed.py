@@ -64,7 +64,8 @@ def training_step(classifier: Classifier, part: ImageSet) -> Callable[[], None]:
 
     def step() -> None:
         optimiser.zero_grad()
-        F.cross_entropy(classifier.logits(part.images), part.labels).backward()
+        logits = classifier.logits(part.images)
+        F.cross_entropy(logits, part.labels.to(logits.device)).backward()
         optimiser.step()
 
     return step
@@ -132,7 +133,8 @@ def our_run(
     for _ in range(4):
         for index in torch.randperm(SLICE).split(BATCH):
             optimiser.zero_grad()
-            F.cross_entropy(learner.logits(clean.images[index]), clean.labels[index]).backward()
+            logits = learner.logits(clean.images[index])
+            F.cross_entropy(logits, clean.labels[index].to(logits.device)).backward()
             optimiser.step()
     result = sanitize(
         learner.module,
