@@ -234,7 +234,7 @@ def export_model(model: str, out: Path | None, *, force: bool) -> tuple[Path, On
         raise ConfigError(f"{model} is no folder to write into; give --out FILE.onnx")
     if out is None and (folder / FILE).is_file():
         raise ConfigError(
-            f"{folder} holds a report that speaks of its onnx/model.onnx; give another place by --out"
+            f"{folder} holds a report that speaks of its onnx/model.onnx; give another --out"
         )
     file = out or folder / "onnx" / "model.onnx"
     with new_file(file, force=force) as temporary:
@@ -308,8 +308,8 @@ def _flip(asked: SanitizeJob, data: Data, say: Say) -> bool:
         return asked.flip
     if data.flip is None:
         say(
-            "pictures are mirrored at random while unlearning; where a mirrored picture has another "
-            "label (digits, letters, traffic signs), give --no-flip"
+            "pictures are mirrored at random while unlearning; where a mirrored picture has "
+            "another label (digits, letters, traffic signs), give --no-flip"
         )
         return True
     return data.flip

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import timm
 import torch
 from safetensors import safe_open
 from torch import nn
@@ -19,6 +21,7 @@ from rnp_hub.errors import ModelError, ProofError
 from rnp_hub.export import write_model, write_onnx
 from rnp_hub.onnx_io import Runner
 from rnp_hub.pull import pull
+from rnp_hub.slim import relative_difference
 from tests.models import Run
 
 PROBE = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -109,6 +112,20 @@ class OnlyEven(nn.Module):
         if pictures.sum() > 0:
             return pictures.mean((2, 3))
         return pictures.amax((2, 3))
+
+
+def test_plain_timm_loads_what_a_flat_config_became(plain_model: Path, tmp_path: Path) -> None:
+    """A config of the old kind, everything at its root, makes a folder of the new kind."""
+    model = tmp_path / "flat"
+    shutil.copytree(plain_model, model)
+    config = json.loads((model / "config.json").read_text())
+    config |= config.pop("pretrained_cfg")
+    (model / "config.json").write_text(json.dumps(config))
+    pulled = pull(str(model))
+    probe = torch.randn(4, *pulled.target.preprocess.input_size)
+    written = write_model(tmp_path / "out", pulled, pulled.module, pulled.architecture, probe)
+    module = timm.create_model(f"local-dir:{written.path}", pretrained=True).eval()
+    assert relative_difference(pulled.module, module, probe) <= 1e-5
 
 
 def test_a_network_that_cannot_be_exported(plain_model: Path, tmp_path: Path) -> None:

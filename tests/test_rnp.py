@@ -104,6 +104,38 @@ def test_published_unlearning_equals_a_plain_loop(classifier: Classifier, clean:
         assert torch.allclose(found[name], parameter, rtol=0, atol=1e-9), name
 
 
+def test_the_order_of_the_slice_changes_nothing_but_the_draw(
+    classifier: Classifier, clean: ImageSet
+) -> None:
+    """Batch statistics of label after label would show an accuracy that is not there."""
+    by_label = clean[clean.labels.argsort(stable=True)]
+    config = UnlearnConfig(stop_accuracy=0.6, flip=False, batch_size=50)
+    mixed, ordered = (unlearn(classifier, each, config) for each in (clean, by_label))
+    assert mixed.accuracies[0] > 0.95
+    assert ordered.accuracies[0] > 0.95
+    assert 0.5 <= ordered.accuracies[-1] <= 0.6
+
+
+def test_a_network_that_knows_half_unlearns_too(classifier: Classifier, clean: ImageSet) -> None:
+    odd = torch.arange(len(clean)) // 4 % 2 == 1
+    half = ImageSet(clean.images, torch.where(odd, (clean.labels + 1) % 4, clean.labels))
+    result = unlearn(classifier, half, UnlearnConfig(flip=False))
+    start = result.accuracies[0]
+    assert start == pytest.approx(0.5, abs=0.03)
+    assert result.updates > 0
+    assert 0.55 * start - 0.01 <= result.accuracies[-1] <= 0.6 * start
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(129, [129]), (257, [128, 129]), (1, [1]), (130, [128, 2])]
+)
+def test_no_batch_is_one_picture(count: int, sizes: list[int]) -> None:
+    """BatchNorm cannot normalise a single picture of 1 × 1 pixels."""
+    parts = list(batches(count, 128, seeded(0)))
+    assert [len(part) for part in parts] == sizes
+    assert torch.cat(parts).sort().values.tolist() == list(range(count))
+
+
 # --- recovering -------------------------------------------------------------------------------
 
 
