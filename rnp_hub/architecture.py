@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rnp_hub.errors import ModelError, reason
+from rnp_hub.network import put
 from rnp_hub.slim import LayerEdit, apply_edits
 
 OWN_KEY = "rnp_hub"
@@ -154,19 +155,14 @@ def _give_cifar_stem(module: nn.Module) -> None:
     if found is None:
         raise ModelError("the network has no convolution to give a CIFAR stem")
     name, old = found
-    _set(
+    put(
         module,
         name,
         nn.Conv2d(old.in_channels, old.out_channels, 3, 1, 1, bias=old.bias is not None),
     )
     pool = next((n for n, part in module.named_modules() if isinstance(part, nn.MaxPool2d)), None)
     if pool is not None:
-        _set(module, pool, nn.Identity())
-
-
-def _set(module: nn.Module, name: str, part: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(module.get_submodule(parent), child, part)
+        put(module, pool, nn.Identity())
 
 
 # --- edits in a config ------------------------------------------------------------------------

@@ -47,4 +47,15 @@ class ProofError(RnpHubError):
 
 def reason(error: BaseException) -> str:
     """The first line of a foreign exception's message, or its type where it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+
+
+def transport_errors(*others: type[BaseException]) -> tuple[type[BaseException], ...]:
+    """What goes wrong on the way to a file: `OSError`, and the root of the HTTP library.
+
+    That library differs between releases of huggingface_hub, and its errors come through as they
+    are; the Hub's own error is always built on both.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (*HfHubHTTPError.__bases__, *others)

@@ -238,6 +238,12 @@ def augment(
     return images
 
 
+def put(module: nn.Module, name: str, part: nn.Module) -> None:
+    """Put `part` in the place of the submodule of that name."""
+    parent, _, child = name.rpartition(".")
+    setattr(module.get_submodule(parent), child, part)
+
+
 def on_cpu(module: nn.Module) -> nn.Module:
     """A copy on the CPU, in evaluation mode and torch's usual memory layout."""
     # nn.Module.to with a memory format is missing from torch's own overloads.

@@ -17,7 +17,7 @@ from torch import nn
 
 from rnp_hub.architecture import OWN_KEY, Architecture, load_weights, stem_of
 from rnp_hub.data import Target
-from rnp_hub.errors import ModelError, reason
+from rnp_hub.errors import ModelError, reason, transport_errors
 from rnp_hub.network import check_finite
 from rnp_hub.preprocess import Preprocess
 
@@ -163,8 +163,8 @@ def _in_folder(path: Path) -> Located:
 def _on_hub(repo_id: str, revision: str | None, folder: str) -> Located:
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import (
-        EntryNotFoundError,
         HFValidationError,
+        RemoteEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -182,11 +182,11 @@ def _on_hub(repo_id: str, revision: str | None, folder: str) -> Located:
             f"the Hub has no model {repo_id!r} that you may read; check the name, or log in with "
             "`hf auth login`"
         ) from error
-    except EntryNotFoundError as error:
+    except RemoteEntryNotFoundError as error:
         raise ModelError(f"{repo_id} holds no config.json; it is no timm model") from error
     except HFValidationError as error:
         raise ModelError(f"{repo_id} is no Hub id ({reason(error)}); give another") from error
-    except Exception as error:  # also those of the HTTP library below, which is not ours to name
+    except transport_errors(RuntimeError) as error:
         raise ModelError(
             f"{repo_id} cannot be reached ({reason(error)}); check the network, or give a folder"
         ) from error
@@ -195,7 +195,7 @@ def _on_hub(repo_id: str, revision: str | None, folder: str) -> Located:
         raise ModelError(f"{repo_id} holds no {weights}; ask its author to add safetensors")
     config = _read_config(Path(config_file).read_bytes(), f"{repo_id}/config.json")
     card = info.card_data.to_dict() if info.card_data else {}
-    licence = card.get("license") or _licence(config, "")
+    licence = _text(card.get("license")) or _licence(config, "")
     return Located(
         repo_id, repo_id, info.sha, config, licence, None, sizes[weights], folder or None
     )
@@ -213,7 +213,7 @@ def _weights_file(located: Located) -> Path:
                 located.repo_id, WEIGHTS, revision=located.sha, subfolder=located.folder
             )
         )
-    except Exception as error:  # also those of the HTTP library below, which is not ours to name
+    except transport_errors(RuntimeError) as error:
         raise ModelError(
             f"{WEIGHTS} of {located.repo_id} cannot be downloaded ({reason(error)}); try again"
         ) from error
@@ -250,6 +250,13 @@ def _read_config(raw: bytes, shown: str) -> Mapping[str, Any]:
 
 OBJECTS = ("pretrained_cfg", "model_args", "label_descriptions", "id2label", OWN_KEY)
 """Keys of a `config.json` that hold an object, or null, or are not there."""
+
+
+def _text(licence: object) -> str | None:
+    """A licence as one string: a card may hold a list of them."""
+    if isinstance(licence, list):
+        return ", ".join(str(each) for each in licence) or None
+    return str(licence) if licence else None
 
 
 def _licence(config: Mapping[str, Any], card: str) -> str | None:

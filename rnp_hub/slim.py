@@ -27,7 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rnp_hub.errors import ModelError, ProofError
 from rnp_hub.graph import Consumer, Graph
-from rnp_hub.network import evaluation_mode, logits_of, on_cpu
+from rnp_hub.network import evaluation_mode, logits_of, on_cpu, put
 
 MAX_REL_DIFF = 1e-9
 """Largest |Δ logit| / |logit| in float64 at which two networks count as the same."""
@@ -376,7 +376,7 @@ def apply_edits(module: nn.Module, edits: Edits) -> None:
         _check_edit(name, layer, edit)
         with torch.no_grad():
             if isinstance(layer, _BatchNorm):
-                _replace(module, name, _smaller_norm(layer, edit))
+                put(module, name, _smaller_norm(layer, edit))
             else:
                 _shrink_mixer(layer, edit)
 
@@ -445,8 +445,3 @@ def _when_silent(norm: _BatchNorm) -> Tensor:
     # A copy, since activations work in place.
     emitted: Tensor = activation(norm.bias.detach().clone()[None, :, None, None])
     return emitted.flatten()
-
-
-def _replace(module: nn.Module, name: str, part: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(module.get_submodule(parent), child, part)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rnp_hub.errors import DataError
+from rnp_hub.errors import DataError, reason, transport_errors
 
 Labels = NDArray[Any]
 """(rows,) integers, or strings where the data set names the label in each row."""
@@ -197,9 +197,9 @@ def _hub(known: Known, revision: str | None, columns: Columns) -> Source:
         ) from error
     except HFValidationError as error:
         raise DataError(f"{known.id!r} is neither a path nor a Hub id (owner/name)") from error
-    except _transport_errors() as error:
+    except transport_errors() as error:
         raise DataError(
-            f"the data set {known.id!r} cannot be reached ({_reason(error)}); check the revision "
+            f"the data set {known.id!r} cannot be reached ({reason(error)}); check the revision "
             "and the network, or give --data a local folder"
         ) from error
     arguments = {"name": known.config} if known.config and not known.revision else {}
@@ -217,28 +217,12 @@ def _data_files(builder: str, shown: str, **arguments: Any) -> dict[str, list[st
     datasets.disable_progress_bars()
     try:
         found = datasets.load_dataset_builder(builder, **arguments).config.data_files
-    except _transport_errors(ValueError, RuntimeError) as error:
+    except transport_errors(ValueError, RuntimeError) as error:
         raise DataError(
-            f"no pictures were found in {shown} ({_reason(error)}); it needs parquet files in the "
+            f"no pictures were found in {shown} ({reason(error)}); it needs parquet files in the "
             "Hub's layout, or pictures in one folder a label"
         ) from error
     return {str(split): [str(file) for file in files] for split, files in dict(found).items()}
-
-
-def _transport_errors(*others: type[BaseException]) -> tuple[type[BaseException], ...]:
-    """What goes wrong on the way to a file: `OSError`, and the root of the HTTP library.
-
-    That library differs between releases of huggingface_hub, and its errors come through as they
-    are; the Hub's own error is always built on both.
-    """
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return (*HfHubHTTPError.__bases__, *others)
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of what a library says: a sentence has room for no more."""
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _source_of(
@@ -293,8 +277,8 @@ class ParquetFile:
 
         try:
             yield
-        except _transport_errors(ArrowException) as error:
-            raise DataError(f"{self.path} cannot be read as parquet ({_reason(error)})") from error
+        except transport_errors(ArrowException) as error:
+            raise DataError(f"{self.path} cannot be read as parquet ({reason(error)})") from error
 
 
 def _remote(path: str) -> Any:
@@ -372,7 +356,7 @@ def _features(file: ParquetFile) -> Mapping[str, Any]:
         features: Mapping[str, Any] = Features.from_arrow_schema(file.reader.schema_arrow)
     except (NotImplementedError, ValueError) as error:
         raise DataError(
-            f"{file.path} has columns that are not read ({_reason(error)}); write it again with "
+            f"{file.path} has columns that are not read ({reason(error)}); write it again with "
             "the datasets library"
         ) from error
     return features
