@@ -94,11 +94,12 @@ class DataConfig:
         Raises:
             ConfigError: a number is too small.
         """
-        if self.n < 2 or self.eval_n < 1 or self.seed < 0:
+        if self.n < 2 or self.eval_n < 1:
             raise ConfigError(
-                f"--n {self.n}, --eval-n {self.eval_n} and --seed {self.seed} must be at least "
-                "2, 1 and 0"
+                f"--n {self.n} and --eval-n {self.eval_n} are too few; at least 2 and 1 are needed"
             )
+        if self.seed < 0:
+            raise ConfigError(f"--seed {self.seed} must be at least 0")
 
 
 def load(config: DataConfig, target: Target) -> Data:

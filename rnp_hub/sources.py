@@ -91,6 +91,13 @@ KNOWN: Mapping[str, Known] = {
 }
 """Short names for `--data`; a new line here is all it takes."""
 
+
+def known_as(name: str) -> Known:
+    """What is known of a data set by its short name or its id; of another only the id."""
+    by_id = {each.id: each for each in KNOWN.values()}
+    return KNOWN.get(name) or by_id.get(name) or Known(name, flip=None)
+
+
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label", "labels")
 FILES_AT_ONCE = 8
@@ -119,8 +126,7 @@ def open_source(
     if spec.startswith((".", "/", "~")) or spec.endswith(".parquet"):
         raise DataError(f"there is no data at {spec}; give a folder, a parquet file or a Hub id")
     name, _, revision = spec.partition("@")
-    by_id = {each.id: each for each in KNOWN.values()}
-    known = KNOWN.get(name) or by_id.get(name) or Known(name, flip=None)
+    known = known_as(name)
     if name not in KNOWN and "/" not in name:
         raise DataError(
             f"--data {spec!r} is neither a path, nor a Hub id (owner/name), nor one of "

@@ -167,6 +167,7 @@ def test_a_network_without_batchnorm(model: Path) -> None:
         (("--n", "1300"), "has 1198 labelled pictures in its split 'train', fewer than the 1300"),
         (("--n", "0"), "--n 0 and --eval-n 200 are too few"),
         (("--eval-n", "0"), "--n 200 and --eval-n 0 are too few"),
+        (("--seed", "-1"), "--seed -1 must be at least 0"),
     ],
 )
 def test_data_that_do_not_do(model: Path, words: tuple[str, ...], sentence: str) -> None:

@@ -49,7 +49,7 @@ def animals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_slice_and_evaluation(animals: Path) -> None:
     data = read(animals, 40)
 
-    assert (data.id, data.sha, data.flip) == (str(animals), None, True)
+    assert (data.id, data.sha, data.flip) == (str(animals), None, None)
     assert (data.clean.split, data.clean.corrupt) == ("train", 0)
     assert (data.evaluation.split, data.evaluation.corrupt) == ("test", 0)
     assert data.clean.pictures.images.shape == (40, 3, SIDE, SIDE)

@@ -15,7 +15,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from rnp_hub.errors import DataError
-from rnp_hub.sources import KNOWN, Source, open_source
+from rnp_hub.sources import KNOWN, Source, known_as, open_source
 from tests.picture_files import encoded, picture, write_folder, write_parquet
 
 NAMES = ("cat", "dog", "horse")
@@ -316,3 +316,12 @@ def test_an_unknown_short_name() -> None:
 
 def test_what_cannot_be_a_hub_id() -> None:
     assert refusal("a/b/c") == "'a/b/c' is neither a path nor a Hub id (owner/name)"
+
+
+def test_a_known_data_set_is_known_by_its_id_too() -> None:
+    """Whoever writes the whole id shall not have digits mirrored or a config missed."""
+    by_id = {each.id: each for each in KNOWN.values()}
+    assert len(by_id) == len(KNOWN)
+    assert [name for name, each in KNOWN.items() if not each.flip] == ["gtsrb", "svhn", "mnist"]
+    assert known_as("ylecun/mnist") == known_as("mnist") == KNOWN["mnist"]
+    assert known_as("someone/else").flip is None
