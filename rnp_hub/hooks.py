@@ -69,17 +69,27 @@ def gates(module: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[dict[str, 
     fired = dict.fromkeys(masks, 0)
     with contextlib.ExitStack() as stack:
         for name, mask in masks.items():
-            stack.enter_context(_hook(_norm(module, name, mask), name, mask, fired))
+            stack.enter_context(_hook(_fitting_norm(module, name, mask), name, mask, fired))
         yield fired
 
 
-def _norm(module: nn.Module, name: str, mask: Tensor) -> _BatchNorm:
+def gated_norm(module: nn.Module, name: str) -> _BatchNorm:
+    """The BatchNorm of a site.
+
+    Raises:
+        ModelError: there is no module of that name, or it is none that can be gated.
+    """
     try:
         norm = module.get_submodule(name)
     except AttributeError as error:
         raise ModelError(f"the network has no module `{name}` to gate") from error
     if not isinstance(norm, _BatchNorm) or not norm.affine:
         raise ModelError(f"`{name}` is a {type(norm).__name__} and cannot be gated")
+    return norm
+
+
+def _fitting_norm(module: nn.Module, name: str, mask: Tensor) -> _BatchNorm:
+    norm = gated_norm(module, name)
     if mask.shape != (norm.num_features,):
         raise ModelError(
             f"`{name}` has {norm.num_features} channels but the mask has shape "
@@ -116,11 +126,8 @@ def silence(module: nn.Module, silenced: Mapping[str, Sequence[int]]) -> None:
     """Set γ = 0 for the given filters of `module`, in place: the drop-in form of a mask of 0.
 
     Raises:
-        ModelError: as for `gates`.
+        ModelError: as for `gated_norm`.
     """
     for name, filters in silenced.items():
-        norm = module.get_submodule(name)
-        if not isinstance(norm, _BatchNorm) or not norm.affine:
-            raise ModelError(f"`{name}` is a {type(norm).__name__} and cannot be silenced")
         with torch.no_grad():
-            norm.weight[list(filters)] = 0
+            gated_norm(module, name).weight[list(filters)] = 0

@@ -7,7 +7,6 @@ import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -246,8 +245,6 @@ def export_model(model: str, out: Path | None, *, force: bool) -> tuple[Path, On
 
 
 # --- sanitize ---------------------------------------------------------------------------------
-
-T = TypeVar("T")
 
 
 def sanitize_model(

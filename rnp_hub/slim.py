@@ -27,6 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rnp_hub.errors import ModelError, ProofError
 from rnp_hub.graph import Consumer, Graph
+from rnp_hub.hooks import gated_norm
 from rnp_hub.network import evaluation_mode, logits_of, on_cpu, put
 
 MAX_REL_DIFF = 1e-9
@@ -249,7 +250,7 @@ class _Plan:
 
 
 def _plan(dense: nn.Module, graph: Graph, site: str, silenced: tuple[int, ...]) -> _Plan | None:
-    norm = _norm(dense, site)
+    norm = gated_norm(dense, site)
     path = graph.path(site, norm.bias)
     # A layer cannot be empty: where all of it is silent, one filter stays as a zero.
     gone = silenced if len(silenced) < norm.num_features else silenced[1:]
@@ -274,13 +275,6 @@ def _plan(dense: nn.Module, graph: Graph, site: str, silenced: tuple[int, ...]) 
     if not any(reader.padded for reader in path.consumers):
         return replace(plan, folded=loud, count=replace(plan.count, fold=len(loud)))
     return _with_carrier(plan, loud)
-
-
-def _norm(dense: nn.Module, site: str) -> _BatchNorm:
-    norm = dense.get_submodule(site)
-    if not isinstance(norm, _BatchNorm):
-        raise ModelError(f"`{site}` is a {type(norm).__name__}, not a BatchNorm")
-    return norm
 
 
 def _with_carrier(plan: _Plan, loud: tuple[int, ...]) -> _Plan:

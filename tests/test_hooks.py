@@ -111,6 +111,10 @@ def test_wrong_masks_are_refused_and_leave_no_hook(masks: dict[str, Tensor], sen
     module = SmallResNet()
     with pytest.raises(ModelError, match=sentence), gates(module, masks):
         pass
+    wrong = next(iter(masks))
+    if wrong != "norm":  # a wrong name is refused where it is silenced too
+        with pytest.raises(ModelError, match=sentence):
+            silence(module, {wrong: (0,)})
     assert hooks_of(module) == 0
 
 
