@@ -24,6 +24,7 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m rnp_hub.bench.speed
+	$(BIN)/python -m pytest -m slow --timeout=3600
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo-out bench-out
