@@ -124,8 +124,8 @@ PREFACE = """# Kinds of repositories
 
 Written by `make bench` (tests/test_hub_journey.py), not by hand. Each row is a small network that
 was trained on handwritten digits, uploaded to a Hub on loopback, sanitized and pushed by one
-command, and loaded again by another process with an empty cache. Every way to load it named the same label
-for each of 200 pictures.
+command, and loaded again by another process with an empty cache. Every way to load it named the
+same label for each of 200 pictures.
 
 | Kind | Pulled as | Filters silenced | Removed | Slim differs by | Pushed | Loaded again with |
 |---|---|---|---|---|---|---|
