@@ -34,7 +34,11 @@ class RateRecord:
 @_strict
 @dataclass(frozen=True)
 class SourceRecord:
-    """The model that was pulled: from the Hub (`repo_id`) or from a folder (`path`)."""
+    """The model that was pulled: from the Hub (`repo_id`) or from a folder (`path`).
+
+    `weights` is the file that was read, or the index of its shards; `weights_sha256` is of that
+    file, of shards that of the lines that `sha256sum` prints of them.
+    """
 
     repo_id: str | None
     path: str | None
@@ -44,6 +48,10 @@ class SourceRecord:
     stem: str | None = None
     label_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    library: Literal["timm", "transformers"] = "timm"
+    weights: str | None = None
+    weights_sha256: str | None = None
+    weights_format: Literal["safetensors", "pickle"] | None = None
 
 
 @_strict
