@@ -67,7 +67,9 @@ class Architecture:
         edits = _read_edits(own.get("slim"))
         theirs = own.get("transformers")
         if theirs is not None and not isinstance(theirs, dict):
-            raise ModelError(f"config.json holds no object under {OWN_KEY}.transformers; correct it")
+            raise ModelError(
+                f"config.json holds no object under {OWN_KEY}.transformers; correct it"
+            )
         if theirs is None and not _is_timm(config):
             theirs = {key: value for key, value in config.items() if key != OWN_KEY}
         if theirs is not None:

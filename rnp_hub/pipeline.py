@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import rnp_hub
 from rnp_hub import evaluate as measuring
 from rnp_hub import export as exporting
+from rnp_hub import onnx_export
 from rnp_hub.compute import Compute, Precision, peak_memory_mib
 from rnp_hub.data import Data, DataConfig, Target, load, load_all
 from rnp_hub.demo import TARGET as DEMO_TARGET
@@ -240,7 +241,7 @@ def export_model(model: str, out: Path | None, *, force: bool) -> tuple[Path, On
         pulled = pull(model)
         shape = pulled.target.preprocess.input_size
         probe = torch.randn(16, *shape, generator=torch.Generator().manual_seed(0))
-        record = exporting.write_onnx(temporary, pulled.module, pulled.target, probe)
+        record = onnx_export.write_onnx(temporary, pulled.module, pulled.target, probe)
     return file, record
 
 
@@ -338,7 +339,7 @@ def _export(folder: Path, opened: Opened, result: Sanitized) -> ExportRecord:
     dense = exporting.write_model(folder, model, result.module, model.architecture, probe)
     smaller = exporting.slim_architecture(model, slim.edits)
     slim_file = exporting.write_model(folder / "slim", model, slim.module, smaller, probe)
-    onnx = exporting.write_onnx(folder / "onnx" / "model.onnx", slim.module, model.target, probe)
+    onnx = onnx_export.write_onnx(folder / "onnx" / "model.onnx", slim.module, model.target, probe)
     return ExportRecord(dense.record, slim_file.record, {"fp32": onnx})
 
 

@@ -143,13 +143,18 @@ class FileRecord:
 @_strict
 @dataclass(frozen=True)
 class OnnxRecord:
-    """An ONNX file, run in onnxruntime against torch."""
+    """An ONNX file, run in onnxruntime against torch.
+
+    `exporter` is the rung of the ladder that it took; `latency_ms` is of one picture.
+    """
 
     sha256: str
     opset: int
     max_rel_diff: float
     top1_agreement: float
     latency_ms: float
+    exporter: str = "dynamo"
+    bytes: int = 0
 
 
 @_strict
