@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import statistics
 import time
 import warnings
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rnp_hub.data import Target
-from rnp_hub.errors import ProofError, reason
+from rnp_hub.errors import ModelError, ProofError, reason
 from rnp_hub.network import logits_of
 from rnp_hub.onnx_io import INPUT, METADATA_KEY, OUTPUT, Runner
 from rnp_hub.report import OnnxRecord
@@ -192,6 +193,8 @@ def silence() -> Iterator[None]:
 def _compared(file: Path, module: nn.Module, probe: Tensor, rung: _Rung) -> OnnxRecord:
     parts = [*_uneven(probe), *(_other_sizes(probe) if rung.any_size else ())]
     expected = [logits(module, part) for part in parts]
+    if list(map(len, expected)) != list(map(len, parts)):
+        raise ModelError("the network takes a larger picture for several")
     inputs = [part.numpy() for part in parts]
     return compared(file, inputs, expected, rung.name, MAX_REL_DIFF, min_agreement=1.0)
 
@@ -215,10 +218,11 @@ def compared(
     difference = max(map(_difference, expected, found))
     agreement = _agreement(expected, found)
     if not difference <= max_rel_diff or agreement < min_agreement:
+        limit = "" if max_rel_diff == math.inf else f" (limit {max_rel_diff:.0e})"
         raise ProofError(
-            f"onnxruntime disagrees with torch on {file.name}: logits differ by {difference:.1e} "
-            f"(limit {max_rel_diff:.0e}), top-1 agrees on {agreement:.2%} (limit "
-            f"{min_agreement:.2%})"
+            f"onnxruntime disagrees with torch on {file.name}: logits differ by {difference:.1e}"
+            f"{limit}, the same label is named on {agreement:.2%} of {sum(map(len, inputs))} "
+            f"pictures (limit {min_agreement:.2%})"
         )
     return OnnxRecord(
         sha256=sha256(file),

@@ -17,7 +17,7 @@ from rnp_hub.preprocess import Preprocess
 
 INPUT, OUTPUT = "pixel_values", "logits"
 RAW_INPUT = "images"
-"""Of a file that resizes, crops and normalises by itself: uint8 (batch, height, width, channels)."""
+"""Of a file that resizes, crops and normalises by itself: uint8 (n, H, W, C), any height, width."""
 METADATA_KEY = "rnp_hub"
 """Where in the file's metadata labels and preprocessing stand, as JSON."""
 
