@@ -166,7 +166,7 @@ def check_id(repo_id: str) -> None:
     owner, _, name = repo_id.partition("/")
     if owner in ("datasets", "spaces") and "/" in name:
         raise PushError(f"{repo_id} is one of the Hub's {owner}; give a model repository, you/name")
-    if not (owner and name):
+    if not (owner and name) or "/" in name:
         raise PushError(f"{repo_id!r} is no repository id with an owner; give it as you/name")
 
 
