@@ -43,7 +43,7 @@ class OutputError(RnpHubError):
 
 
 class PushError(RnpHubError):
-    """The Hub, or what lies there, does not let a folder be pushed; the head is as it was."""
+    """The Hub, or what lies there, does not let a folder be pushed, or not be read back."""
 
 
 class ProofError(RnpHubError):

@@ -10,53 +10,36 @@ of other people stay, but for one kind: weights that a loader could take instead
 ones (a `pytorch_model.bin` beside our safetensors). Those are refused, or deleted in the pull
 request that `force` opens.
 
-The commit names its parent, so the branch's head is the old commit or the whole new one. Each push
-has an id, made from its parent and its content, that stands in the commit's description: after a
-lost answer it tells whether the commit was made all the same, and no push is made twice.
+The commit is atomic: the branch's head is the old commit or the whole new one (see `change`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import glob
-import hashlib
-import json
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-from huggingface_hub.errors import HfHubHTTPError
-
 import rnp_hub
-from rnp_hub.errors import ProofError, PushError, RnpHubError, reason
+from rnp_hub.change import Change, Made, OvertakenError, make
+from rnp_hub.errors import ProofError, PushError, RnpHubError
 from rnp_hub.progress import Progress, quiet
 from rnp_hub.published import Agreement, Reference, compare, first_wrong
-from rnp_hub.remote import Patience, Remote, quiet_client, status_of
-from rnp_hub.report import FILE, RunReport
-from rnp_hub.repository import (
-    MANIFEST,
-    README,
-    Manifest,
-    Print,
-    Repository,
-    is_loadable,
-    survey,
-)
+from rnp_hub.remote import Patience, Remote, quiet_client
+from rnp_hub.report import RunReport
+from rnp_hub.repository import MANIFEST, README, Print, Repository, is_loadable, survey
+from rnp_hub.shipment import Shipment
 
 ALWAYS = (README, "model.safetensors", "slim/model.safetensors", "onnx/model.onnx")
 """Files that every folder holds; what is in their way can be found before they are made."""
 
+PULL_REQUEST = "refs/pr/"
+
 RACES = 3
 """How often a push starts anew because others commit at the same time."""
-
-TRAILER = "Rnp-Hub-Push: "
-"""Before the push's id in the description of its commit."""
-
-LOOKED_AT = 30
-"""Open pull requests that are looked at for one that an earlier try has opened."""
 
 Say = Callable[[str], None]
 
@@ -155,90 +138,6 @@ class Pushed:
     agreement: dict[str, Agreement]
 
 
-@dataclass(frozen=True)
-class Folder:
-    """A folder whose weights are those its report speaks of.
-
-    Attributes:
-        path: where it lies.
-        report: what was measured.
-        files: of each file to push, the manifest left out.
-    """
-
-    path: Path
-    report: RunReport
-    files: Mapping[str, Print]
-
-    @property
-    def manifest(self) -> bytes:
-        return Manifest(dict(self.files)).to_json()
-
-    def prints(self) -> dict[str, Print]:
-        """Of every file to push, the manifest included."""
-        return {**self.files, MANIFEST: Print.of(self.manifest)}
-
-    def content(self, path: str) -> bytes | Path:
-        return self.manifest if path == MANIFEST else self.path / path
-
-    @staticmethod
-    def read(path: Path) -> Folder:
-        """Read and check a folder.
-
-        Raises:
-            RnpHubError: it is none that `sanitize` made.
-            PushError: it was changed since.
-        """
-        report = RunReport.read(path)
-        try:
-            files = {
-                file.relative_to(path).as_posix(): Print.of(_plain(file)) for file in _visible(path)
-            }
-        except OSError as error:
-            raise PushError(f"{path} cannot be read ({reason(error)})") from error
-        stated = stated_hashes(report)
-        for name, sha256 in stated.items():
-            if name not in files or files[name].sha256 != sha256:
-                changed = "was changed" if name in files else "is missing"
-                raise PushError(
-                    f"{path / name} {changed} since it was proved; run `rnp-hub sanitize` again"
-                )
-        for name in files:
-            if is_loadable(name) and name not in stated:
-                raise PushError(
-                    f"{path / name} holds weights that {FILE} does not speak of; move it elsewhere"
-                )
-        return Folder(path, report, files)
-
-
-def stated_hashes(report: RunReport) -> dict[str, str]:
-    """SHA-256 of each weight file that a report speaks of, by path."""
-    export = report.export
-    variants = {
-        f"onnx/model{'' if name == 'fp32' else f'_{name}'}.onnx": record.sha256
-        for name, record in export.onnx.items()
-    }
-    return {
-        "model.safetensors": export.safetensors.sha256,
-        "slim/model.safetensors": export.slim.sha256,
-        **variants,
-    }
-
-
-def _visible(folder: Path) -> Iterator[Path]:
-    """Its files, but for hidden ones and the manifest of a repository it was downloaded from."""
-    for file in sorted(folder.rglob("*")):
-        inside = file.relative_to(folder)
-        hidden = any(part.startswith(".") for part in inside.parts)
-        if not hidden and inside.as_posix() != MANIFEST and (file.is_symlink() or file.is_file()):
-            yield file
-
-
-def _plain(file: Path) -> Path:
-    if file.is_symlink():
-        raise PushError(f"{file} is a link, which sanitize never writes; put the file in its place")
-    return file
-
-
 # --- before -----------------------------------------------------------------------------------
 
 
@@ -263,7 +162,7 @@ def dry_run(
     Raises:
         RnpHubError: as for `push`, up to its commit.
     """
-    files = Folder.read(folder).prints()
+    files = Shipment.read(folder).files
     return plan_push(files, _look(repo_id, config, say), config)
 
 
@@ -349,36 +248,36 @@ def push(
 
     Raises:
         PushError: it was refused, here or there, or the Hub could not be reached; the head of the
-            repository is as it was.
+            repository is as it was, unless the message names the commit that was made.
         ProofError: what was published is not what was proved.
     """
     remote = remote or Remote(patience=config.patience, say=say)
     with quiet_client(), _said_when_stopped(folder, repo_id, config):
         progress("check", 0.0, {})
-        local = Folder.read(folder)
+        local = Shipment.read(folder)
         there = survey(remote, repo_id, config.revision, propose=config.create_pr)
-        plan = plan_push(local.prints(), there, config)
+        plan = plan_push(local.files, there, config)
         reference = reference or Reference.of_folder(folder)
         _check_local(folder, reference)
         progress("check", 1.0, {})
         progress("upload", 0.0, {"files": len(plan.upload)})
-        made = _publish(remote, local, there, plan, config, say)
-        progress("upload", 1.0, {"files": len(made.plan.upload)})
+        final, made = _publish(remote, local, there, plan, config, say)
+        progress("upload", 1.0, {"files": len(final.upload)})
         progress("verify", 0.0, {})
-        agreement = _verify(remote, local, made, reference)
+        agreement = _verify(remote, repo_id, local, made, reference)
         progress("verify", 1.0, {})
     return Pushed(
         repo_id=repo_id,
         revision=made.revision,
         commit=made.commit,
-        parent=made.plan.parent,
+        parent=final.parent,
         url=made.url,
-        pull_request=made.revision.startswith("refs/pr/"),
+        pull_request=made.revision.startswith(PULL_REQUEST),
         created=plan.create,
-        private=made.plan.private,
-        files={path: each.sha256 for path, each in local.prints().items()},
-        uploaded=tuple(made.plan.upload),
-        deleted=made.plan.delete,
+        private=final.private,
+        files={path: each.sha256 for path, each in local.files.items()},
+        uploaded=tuple(final.upload),
+        deleted=final.delete,
         inputs=len(reference.inputs),
         agreement=agreement,
     )
@@ -413,43 +312,69 @@ def _check_local(folder: Path, reference: Reference) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Made:
-    """A commit that stands on the Hub."""
-
-    plan: PushPlan
-    commit: str
-    revision: str
-    url: str
-
-
 def _publish(
     remote: Remote,
-    local: Folder,
+    local: Shipment,
     there: Repository,
     plan: PushPlan,
     config: PushConfig,
     say: Say,
-) -> _Made:
+) -> tuple[PushPlan, Made]:
     """Make the repository and the commit; where others commit meanwhile, on top of theirs."""
     if plan.create:
         there = _create(remote, plan, config)
-        plan = plan_push(local.prints(), there, config)
+        plan = plan_push(local.files, there, config)
         say(f"made {plan.repo_id} ({'private' if plan.private else 'public'})")
     for note in _notes(plan, config, there):
         say(note)
     for _ in range(RACES):
+        if plan.changes_nothing and plan.parent is not None:
+            page = f"{remote.api.endpoint}/{plan.repo_id}/commit/{plan.parent}"
+            return plan, Made(plan.parent, plan.revision, page)
         try:
-            return _commit(remote, local, plan, config)
-        except _OvertakenError:
+            return plan, make(remote, _change(local, plan, config))
+        except OvertakenError:
             newer = survey(remote, plan.repo_id, config.revision, propose=plan.pull_request)
-            _check_untouched(local, there, newer)
-            say("another commit got in first; it touches none of these files, so it is built upon")
-            there, plan = newer, plan_push(local.prints(), newer, config)
+            plan = plan_push(local.files, newer, config)
+            if not plan.changes_nothing:
+                _check_untouched(local, there, newer)
+                say("another commit got in first; it touches none of these files: built upon it")
+            there = newer
     raise PushError(
         f"others commit to {plan.repo_id} faster than it can be pushed to; nothing was pushed, "
         "push again later"
     )
+
+
+def _change(local: Shipment, plan: PushPlan, config: PushConfig) -> Change:
+    return Change(
+        repo_id=plan.repo_id,
+        revision=plan.revision,
+        parent=plan.parent,
+        upload={path: local.content(path) for path in plan.upload},
+        sha256={path: local.files[path].sha256 for path in plan.upload},
+        delete=plan.delete,
+        pull_request=plan.pull_request,
+        title=config.message or _title(local.report),
+        description=_description(local.report, plan.delete),
+    )
+
+
+def _title(report: RunReport) -> str:
+    name = report.source.repo_id or Path(report.source.path or "model").name
+    return f"Sanitize {name} with rnp-hub {rnp_hub.__version__}"
+
+
+def _description(report: RunReport, deleted: tuple[str, ...]) -> str:
+    source, prune, slim = report.source, report.prune, report.slim
+    before, after = report.before.clean_accuracy, report.after.clean_accuracy
+    lines = [
+        f"Source: {source.repo_id or 'a local folder'}" + (f"@{source.sha}" if source.sha else ""),
+        f"Filters: {prune.silenced} of {prune.filters} silenced, {slim.removed} removed",
+        f"Clean accuracy: {before.value:.2%} before, {after.value:.2%} after (n = {after.n})",
+        *([f"Deleted: {', '.join(deleted)}"] if deleted else []),
+    ]
+    return "\n".join(lines)
 
 
 def _notes(plan: PushPlan, config: PushConfig, there: Repository) -> Iterator[str]:
@@ -476,9 +401,9 @@ def _create(remote: Remote, plan: PushPlan, config: PushConfig) -> Repository:
     return there
 
 
-def _check_untouched(local: Folder, before: Repository, now: Repository) -> None:
+def _check_untouched(local: Shipment, before: Repository, now: Repository) -> None:
     """What others changed meanwhile must be none of the files that this push speaks of."""
-    ours = {*local.prints(), *before.manifest.files}
+    ours = {*local.files, *before.manifest.files}
     touched = sorted(path for path in ours if before.files.get(path) != now.files.get(path))
     if touched:
         raise PushError(
@@ -488,170 +413,43 @@ def _check_untouched(local: Folder, before: Repository, now: Repository) -> None
         )
 
 
-class _OvertakenError(Exception):
-    """The branch's head is no longer the parent."""
-
-
-def _commit(remote: Remote, local: Folder, plan: PushPlan, config: PushConfig) -> _Made:
-    identity = _identity(local, plan)
-    if plan.changes_nothing and plan.parent is not None:
-        url = f"{remote.api.endpoint}/{plan.repo_id}/commit/{plan.parent}"
-        return _Made(plan, plan.parent, plan.revision, url)
-    if plan.pull_request and (earlier := _find(remote, plan, config, local, identity)):
-        return earlier
-
-    def send() -> _Made:
-        operations = [CommitOperationAdd(path, _sendable(local, path)) for path in plan.upload]
-        info = remote.api.create_commit(
-            plan.repo_id,
-            [*operations, *map(CommitOperationDelete, plan.delete)],
-            commit_message=_title(local, config),
-            commit_description=_description(local, plan, identity),
-            revision=plan.revision,
-            parent_commit=plan.parent,
-            create_pr=plan.pull_request,
-        )
-        return _Made(
-            plan, info.oid, info.pr_revision or plan.revision, info.pr_url or info.commit_url
-        )
-
-    def found() -> _Made | None:
-        return _find_again(remote, plan, config, local, identity)
-
-    try:
-        return remote.ask(send, found=found, leave=lambda error: status_of(error) == 412)
-    except PushError as error:
-        raise PushError(f"{error}; {_whereabouts(remote, plan)}") from error
-    except HfHubHTTPError as error:
-        raise _OvertakenError from error
-
-
-def _find_again(
-    remote: Remote, plan: PushPlan, config: PushConfig, local: Folder, identity: str
-) -> _Made | None:
-    """What a failed try has made all the same.
-
-    A commit may be sent again even where this cannot be asked: had the first arrived, its parent
-    would be refused, and it would be found then. A pull request could be opened twice.
-    """
-    if plan.pull_request:
-        return _find(remote, plan, config, local, identity)
-    impatient = replace(remote, patience=replace(remote.patience, tries=1))
-    with contextlib.suppress(PushError):
-        return _find(impatient, plan, config, local, identity)
-    return None
-
-
-def _sendable(local: Folder, path: str) -> bytes | str:
-    content = local.content(path)
-    return content if isinstance(content, bytes) else str(content)
-
-
-def _whereabouts(remote: Remote, plan: PushPlan) -> str:
-    """What became of the head, as far as it can be asked."""
-    if plan.pull_request:
-        return f"no pull request was seen on {plan.repo_id}"
-    try:
-        head = remote.api.model_info(plan.repo_id, revision=plan.revision).sha
-    except Exception:  # whatever it is, the first failure is what has been told
-        return f"{plan.repo_id} cannot be asked whether it holds the old commit or the new one"
-    if head == plan.parent:
-        return f"{plan.repo_id} stands as it was, at {(head or 'no commit')[:7]}"
-    return f"{plan.repo_id} stands at {(head or 'no commit')[:7]}, which this push did not make"
-
-
-def _identity(local: Folder, plan: PushPlan) -> str:
-    """The same for the same change of the same commit, and for nothing else."""
-    files = {path: each.sha256 for path, each in local.prints().items()}
-    content = [plan.parent, plan.pull_request, sorted(files.items()), plan.delete]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
-
-
-def _find(
-    remote: Remote, plan: PushPlan, config: PushConfig, local: Folder, identity: str
-) -> _Made | None:
-    """The commit or the pull request of this very push, where an earlier try has made it."""
-    if not plan.pull_request:
-        commit = _find_commit(remote, plan, plan.revision, identity)
-        url = f"{remote.api.endpoint}/{plan.repo_id}/commit/{commit}"
-        return _Made(plan, commit, plan.revision, url) if commit else None
-    opened = remote.ask(
-        lambda: list(
-            remote.api.get_repo_discussions(
-                plan.repo_id, discussion_type="pull_request", discussion_status="open"
-            )
-        )
-    )
-    title = _title(local, config)
-    for each in [each for each in opened if each.title == title][:LOOKED_AT]:
-        revision = f"refs/pr/{each.num}"
-        if commit := _find_commit(remote, plan, revision, identity):
-            url = f"{remote.api.endpoint}/{plan.repo_id}/discussions/{each.num}"
-            return _Made(plan, commit, revision, url)
-    return None
-
-
-def _find_commit(remote: Remote, plan: PushPlan, revision: str, identity: str) -> str | None:
-    history = remote.ask(lambda: remote.api.list_repo_commits(plan.repo_id, revision=revision))
-    for commit in history:
-        if commit.commit_id == plan.parent:
-            break
-        if f"{TRAILER}{identity}" in commit.message:
-            return commit.commit_id
-    return None
-
-
-def _title(local: Folder, config: PushConfig) -> str:
-    source = local.report.source
-    name = source.repo_id or Path(source.path or "model").name
-    return config.message or f"Sanitize {name} with rnp-hub {rnp_hub.__version__}"
-
-
-def _description(local: Folder, plan: PushPlan, identity: str) -> str:
-    report = local.report
-    source, prune, slim = report.source, report.prune, report.slim
-    before, after = report.before.clean_accuracy, report.after.clean_accuracy
-    lines = [
-        f"Source: {source.repo_id or 'a local folder'}" + (f"@{source.sha}" if source.sha else ""),
-        f"Filters: {prune.silenced} of {prune.filters} silenced, {slim.removed} removed",
-        f"Clean accuracy: {before.value:.2%} before, {after.value:.2%} after (n = {after.n})",
-        *([f"Deleted: {', '.join(plan.delete)}"] if plan.delete else []),
-        "",
-        f"{TRAILER}{identity}",
-    ]
-    return "\n".join(lines)
-
-
 # --- afterwards -------------------------------------------------------------------------------
 
 
 def _verify(
-    remote: Remote, local: Folder, made: _Made, reference: Reference
+    remote: Remote, repo_id: str, local: Shipment, made: Made, reference: Reference
 ) -> dict[str, Agreement]:
     """Pull the commit back into an empty cache; hash its files and run its networks."""
-    repo_id, commit, files = made.plan.repo_id, made.commit, local.prints()
+    commit, files = made.commit, [glob.escape(path) for path in local.files]
     with tempfile.TemporaryDirectory(prefix=".rnp-hub-") as empty:
         try:
             back = remote.ask(
                 lambda: remote.api.snapshot_download(
-                    repo_id,
-                    revision=commit,
-                    cache_dir=empty,
-                    allow_patterns=[glob.escape(path) for path in files],
+                    repo_id, revision=commit, cache_dir=empty, allow_patterns=files
                 )
             )
+            head = _head(remote, repo_id, made)
         except PushError as error:
             raise PushError(
                 f"commit {commit} of {repo_id} was made, but cannot be pulled back and compared "
                 f"({error})"
             ) from error
-        agreement, wrong = _differences(Path(back), files, reference)
+        agreement, wrong = _differences(Path(back), local.files, reference)
+    if head != commit:
+        wrong = f"{made.revision} stands at {head}"
     if wrong is not None:
         raise ProofError(
             f"commit {commit} of {repo_id} is not what was proved ({wrong}) and must not be used; "
             f"take it back with `git revert {commit}` in a clone"
         )
     return agreement
+
+
+def _head(remote: Remote, repo_id: str, made: Made) -> str | None:
+    """Where a pull request stands, which is nobody else's; a branch may have moved on."""
+    if not made.revision.startswith(PULL_REQUEST):
+        return made.commit
+    return remote.ask(lambda: remote.api.model_info(repo_id, revision=made.revision)).sha
 
 
 def _differences(

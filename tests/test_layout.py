@@ -39,6 +39,8 @@ ORDER = [
     "published",
     "remote",
     "repository",
+    "shipment",
+    "change",
     "push",
     "pipeline",
     "plan",

@@ -1,4 +1,4 @@
-"""Fifty pushes, each with a fault at a random point: the head is the old or the whole new commit."""
+"""Fifty pushes, each with a fault at a random point: the head is the old or the new commit."""
 
 from __future__ import annotations
 
