@@ -20,7 +20,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from huggingface_hub.errors import HfHubHTTPError
 
 from rnp_hub.errors import PushError
-from rnp_hub.remote import Remote, status_of
+from rnp_hub.remote import Remote, passes, status_of
 
 TRAILER = "Rnp-Hub-Push: "
 """Before the id, as the last line of the description."""
@@ -96,7 +96,8 @@ def make(remote: Remote, change: Change) -> Made:
             leave=lambda error: status_of(error) == STALE_PARENT,
         )
     except PushError as error:
-        raise PushError(f"{error}; {_whereabouts(remote, change)}") from error
+        final = error.__cause__ is not None and not passes(error.__cause__)
+        raise PushError(f"{error}; {_whereabouts(remote, change, final=final)}") from error
     except HfHubHTTPError as error:
         raise OvertakenError from error
 
@@ -164,8 +165,8 @@ def _find_commit(remote: Remote, change: Change, revision: str) -> str | None:
     return None
 
 
-def _whereabouts(remote: Remote, change: Change) -> str:
-    """What became of the head, as far as it can be asked."""
+def _whereabouts(remote: Remote, change: Change, *, final: bool) -> str:
+    """What became of the head, as far as it can be asked; what got no final answer may yet come."""
     repo_id = change.repo_id
     if change.pull_request:
         return f"no pull request was seen on {repo_id}"
@@ -177,5 +178,5 @@ def _whereabouts(remote: Remote, change: Change) -> str:
         return f"{repo_id} cannot be asked whether it holds the old commit or the new one"
     head = (info.sha or "no commit")[:7]
     if info.sha == change.parent:
-        return f"{repo_id} stands as it was, at {head}"
+        return f"{repo_id} {'stands' if final else 'was last seen'} as it was, at {head}"
     return f"{repo_id} stands at {head}, which this push did not make"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from huggingface_hub import HfApi, get_session
+from huggingface_hub import HfApi, errors, get_session
 from huggingface_hub.errors import (
     HFValidationError,
     LocalTokenNotFoundError,
@@ -33,6 +33,9 @@ LONGEST_PAUSE = 120.0
 """Seconds; who asks for a longer one (`Retry-After`) is told to the person instead."""
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token with the write role"
+
+# Of a trusted publisher's token; older releases of the client know none.
+_OIDC_ERROR: type[Exception] = getattr(errors, "OIDCError", OSError)
 
 T = TypeVar("T")
 
@@ -132,7 +135,7 @@ def quiet_client() -> Iterator[None]:
 def _failures() -> tuple[type[BaseException], ...]:
     """What the client raises on purpose: uploads wrap theirs in `RuntimeError`, and a card whose
     metadata the Hub does not take is a `ValueError`."""
-    return transport_errors(RuntimeError, ValueError)
+    return transport_errors(RuntimeError, ValueError, _OIDC_ERROR)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -197,6 +200,11 @@ def explain(error: BaseException) -> str:
         )
     if any(isinstance(link, LocalTokenNotFoundError) for link in _chain(error)):
         return f"there is no Hub token; {LOG_IN}"
+    if _OIDC_ERROR is not OSError and isinstance(error, _OIDC_ERROR):
+        return (
+            f"the Hub gives no token to this publisher ({reason(error)}); check HF_OIDC_RESOURCE "
+            "and the trusted publishers in the repository's settings"
+        )
     if isinstance(error, HFValidationError):
         return f"this is no repository id ({reason(error)}); give it as you/name"
     if status is not None:

@@ -243,7 +243,7 @@ def check_rights(remote: Remote, repo_id: str, *, propose: bool) -> None:
         return
     who = remote.ask(remote.api.whoami)
     token = who.get("auth", {}).get("accessToken", {})
-    if token.get("role") == "read" or not _may_write(token):
+    if not may_write(token):
         raise PushError(f"the token of {who['name']} may only read; {LOG_IN}")
     owner = repo_id.partition("/")[0]
     owners = [who["name"], *(org["name"] for org in who.get("orgs", ()))]
@@ -255,10 +255,18 @@ def check_rights(remote: Remote, repo_id: str, *, propose: bool) -> None:
         )
 
 
-def _may_write(token: Mapping[str, Any]) -> bool:
-    """Fine-grained tokens list what they may do; others say it by their role."""
+def may_write(token: Mapping[str, Any]) -> bool:
+    """Whether a token, as `whoami` describes it, may write anywhere at all.
+
+    Most say it by their role. Fine-grained ones list what they may do; whether that covers a
+    repository the commit will tell.
+    """
     details = token.get("fineGrained")
     if token.get("role") != "fineGrained" or not isinstance(details, Mapping):
-        return True
-    scopes = [details.get("global", ()), *(s.get("permissions", ()) for s in details["scoped"])]
-    return any("write" in permission for scope in scopes for permission in scope)
+        return token.get("role") != "read"
+    scoped = [scope.get("permissions", ()) for scope in details.get("scoped", ())]
+    return any(
+        "write" in permission
+        for permissions in (details.get("global", ()), *scoped)
+        for permission in permissions
+    )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rnp_hub.repository import Manifest, Print
+from rnp_hub.repository import Manifest, Print, is_loadable, may_write
 from tests.hub.client import Hub
 from tests.models import SANITIZE, Run, command_line
 from tests.pushing import MANIFEST, hashes, is_refused, named, on_hub
@@ -203,6 +203,25 @@ def test_weights_that_a_loader_could_take_are_refused(
     assert hub.head(repo) == head
 
 
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("pytorch_model.bin", True),
+        ("model-00001-of-00002.safetensors", True),
+        ("model.safetensors.index.json", True),
+        ("tf_model.h5", True),
+        ("weights/MODEL.PTH", True),
+        ("adapter_config.json", True),
+        ("config.json", False),
+        ("rnp_report.json", False),
+        ("README.md", False),
+        ("confusion.png", False),
+    ],
+)
+def test_what_a_loader_may_take_for_weights(path: str, expected: bool) -> None:
+    assert is_loadable(path) is expected
+
+
 def test_create_pr_needs_a_repository_and_no_rights_on_it(
     hub: Hub, rnp: Worker, shipped: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -337,6 +356,32 @@ def test_tokens_that_cannot_push(hub: Hub, rnp: Worker, shipped: Path, repo: str
         is_refused(rnp("push", shipped, name, settings={"HF_TOKEN": token}), sentence)
 
 
+def scoped(*permissions: str) -> dict[str, Any]:
+    return {"scoped": [{"entity": {"type": "user"}, "permissions": permissions}]}
+
+
+@pytest.mark.parametrize(
+    ("token", "expected"),
+    [
+        ({"role": "write"}, True),
+        ({"role": "read"}, False),
+        ({}, True),
+        ({"role": "fineGrained"}, True),
+        ({"role": "fineGrained", "fineGrained": {"global": ["discussion.write"]}}, True),
+        (
+            {"role": "fineGrained", "fineGrained": {"scoped": [{"permissions": ["repo.write"]}]}},
+            True,
+        ),
+        (
+            {"role": "fineGrained", "fineGrained": {"scoped": [{"permissions": ["repo.read"]}]}},
+            False,
+        ),
+    ],
+)
+def test_what_a_token_says_of_itself(token: dict[str, Any], expected: bool) -> None:
+    assert may_write(token) is expected
+
+
 def test_members_push_to_their_organisation(hub: Hub, rnp: Worker, shipped: Path) -> None:
     token = hub.add_user("member", orgs=["acme"])
     assert rnp("push", shipped, "acme/model", settings={"HF_TOKEN": token}).code == 0
@@ -454,3 +499,19 @@ def test_sanitize_keeps_its_folder_where_the_push_fails(
 def test_push_options_without_push_are_refused(rnp: Worker) -> None:
     done = rnp("sanitize", "demo", "--public")
     is_refused(done, "--public and --create-pr speak of a push; give --push-to you/name$")
+
+
+@pytest.mark.slow
+def test_sanitize_pushes_what_it_proved(
+    hub: Hub, rnp: Worker, plain_model: Path, tmp_path: Path, repo: str
+) -> None:
+    out = tmp_path / "out"
+    done = rnp("sanitize", plain_model, *SANITIZE, "--out", out, "--push-to", repo, "--json")
+
+    assert done.code == 0, done.stderr
+    report = json.loads((out / "rnp_report.json").read_text())
+    pushed = done.json["pushed"]
+    assert {key: value for key, value in done.json.items() if key != "pushed"} == report
+    assert pushed["commit"] == hub.head(repo)
+    assert pushed["inputs"] == 200, "the pictures of the evaluation set"
+    assert on_hub(hub, repo) == hashes(out)

@@ -35,10 +35,16 @@ def repo(hub: Hub, request: pytest.FixtureRequest) -> str:
             {"action": "status", "status": 429, "retry_after": 2, **COMMIT},
             r"left alone for a while \(429\); trying again in 2 s",
         ),
-        ({"action": "cut_upload", "after_bytes": 100, **COMMIT}, "the connection to the Hub broke"),
+        pytest.param(
+            {"action": "cut_upload", "after_bytes": 100, **COMMIT},
+            "the connection to the Hub broke",
+            marks=pytest.mark.slow,
+        ),
         ({"action": "lose_reply", "status": 504, **COMMIT}, None),
-        ({"action": "cut", "after_bytes": 10, **COMMIT}, None),
-        ({"action": "delay", "seconds": 2, **COMMIT}, None),
+        pytest.param(
+            {"action": "cut", "after_bytes": 10, **COMMIT}, None, marks=pytest.mark.slow
+        ),
+        ({"action": "delay", "seconds": 1.5, **COMMIT}, None),
         ({"action": "cut_upload", "after_bytes": 1000}, None),  # the client's own second try
         (
             {"action": "cut", "after_bytes": 1000, "reset": True, "path": "/resolve/.*safetensors"},
@@ -100,17 +106,18 @@ def test_a_lost_answer_does_not_make_a_second_repository_or_pull_request(
         ),
         (
             {"action": "status", "status": 503, "times": None, **COMMIT},
-            r"^Error: the Hub is in trouble \(it answers 503\); push again later; {repo} stands as "
-            "it was, at {head}$",
+            r"^Error: the Hub is in trouble \(it answers 503\); push again later; {repo} was last "
+            "seen as it was, at {head}$",
         ),
         (
             {"action": "status", "status": 429, "retry_after": 3600, "times": None, **COMMIT},
             r"^Error: the Hub asks to be left alone for a while \(429\); push again in 3600 s; ",
         ),
-        (
+        pytest.param(
             {"action": "cut_upload", "times": None, **COMMIT},
             r"^Error: the connection to the Hub broke \(.*\); check the network and push again; "
-            "{repo} stands as it was, at {head}$",
+            "{repo} was last seen as it was, at {head}$",
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["disk-full", "down", "come-back-in-an-hour", "cut-for-good"],
