@@ -1,7 +1,7 @@
 """A folder that `sanitize` made, onto the Hub: one commit or one pull request, read back and run.
 
 A README that a person wrote is never overwritten. It is a person's unless the manifest of the same
-revision names it with the very hash it has (see `repository`): one that rnp-hub pushed and somebody
+revision names it with the very hash it has (see `destination`): one that rnp-hub pushed and somebody
 edited since is theirs. Where one stands in the way, `force` makes the push a pull request, which
 they may merge.
 
@@ -25,12 +25,12 @@ from pathlib import Path, PurePosixPath
 
 import rnp_hub
 from rnp_hub.change import Change, Made, OvertakenError, make
+from rnp_hub.destination import MANIFEST, README, Destination, Print, is_loadable, survey
 from rnp_hub.errors import ProofError, PushError, RnpHubError
 from rnp_hub.progress import Progress, quiet
 from rnp_hub.published import Agreement, Reference, compare, first_wrong
 from rnp_hub.remote import Patience, Remote, quiet_client
 from rnp_hub.report import RunReport
-from rnp_hub.repository import MANIFEST, README, Print, Repository, is_loadable, survey
 from rnp_hub.shipment import Shipment
 
 ALWAYS = (README, "model.safetensors", "slim/model.safetensors", "onnx/model.onnx")
@@ -166,13 +166,13 @@ def dry_run(
     return plan_push(files, _look(repo_id, config, say), config)
 
 
-def _look(repo_id: str, config: PushConfig, say: Say) -> Repository:
+def _look(repo_id: str, config: PushConfig, say: Say) -> Destination:
     remote = Remote(patience=config.patience, say=say)
     with quiet_client():
         return survey(remote, repo_id, config.revision, propose=config.create_pr)
 
 
-def plan_push(files: Mapping[str, Print], there: Repository, config: PushConfig) -> PushPlan:
+def plan_push(files: Mapping[str, Print], there: Destination, config: PushConfig) -> PushPlan:
     """What would be uploaded, deleted and left alone.
 
     Raises:
@@ -210,7 +210,7 @@ def plan_push(files: Mapping[str, Print], there: Repository, config: PushConfig)
     )
 
 
-def _in_the_way(there: Repository, paths: list[str]) -> str:
+def _in_the_way(there: Destination, paths: list[str]) -> str:
     if paths == [README]:
         return (
             f"the {README} of {there.repo_id} was written or edited by a person; --force proposes "
@@ -315,7 +315,7 @@ def _check_local(folder: Path, reference: Reference) -> None:
 def _publish(
     remote: Remote,
     local: Shipment,
-    there: Repository,
+    there: Destination,
     plan: PushPlan,
     config: PushConfig,
     say: Say,
@@ -377,7 +377,7 @@ def _description(report: RunReport, deleted: tuple[str, ...]) -> str:
     return "\n".join(lines)
 
 
-def _notes(plan: PushPlan, config: PushConfig, there: Repository) -> Iterator[str]:
+def _notes(plan: PushPlan, config: PushConfig, there: Destination) -> Iterator[str]:
     if plan.changes_nothing:
         yield f"{plan.repo_id} holds these very files already; they are pulled back and compared"
     if plan.replace and not plan.pull_request:
@@ -388,7 +388,7 @@ def _notes(plan: PushPlan, config: PushConfig, there: Repository) -> Iterator[st
         yield f"{plan.repo_id} stays private; an existing repository's visibility is left alone"
 
 
-def _create(remote: Remote, plan: PushPlan, config: PushConfig) -> Repository:
+def _create(remote: Remote, plan: PushPlan, config: PushConfig) -> Destination:
     """Make the repository, which then is what was asked for, or nothing is pushed."""
     repo_id = plan.repo_id
     remote.ask(lambda: remote.api.create_repo(repo_id, private=plan.private, exist_ok=True))
@@ -401,7 +401,7 @@ def _create(remote: Remote, plan: PushPlan, config: PushConfig) -> Repository:
     return there
 
 
-def _check_untouched(local: Shipment, before: Repository, now: Repository) -> None:
+def _check_untouched(local: Shipment, before: Destination, now: Destination) -> None:
     """What others changed meanwhile must be none of the files that this push speaks of."""
     ours = {*local.files, *before.manifest.files}
     touched = sorted(path for path in ours if before.files.get(path) != now.files.get(path))

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from rnp_hub.destination import MANIFEST, Manifest, Print, is_loadable
 from rnp_hub.errors import PushError, reason
 from rnp_hub.report import FILE, RunReport
-from rnp_hub.repository import MANIFEST, Manifest, Print, is_loadable
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ ORDER = [
     "hub_cards",
     "published",
     "remote",
-    "repository",
+    "destination",
     "shipment",
     "change",
     "push",

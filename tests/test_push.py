@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rnp_hub.repository import Manifest, Print, is_loadable, may_write
+from rnp_hub.destination import Manifest, Print, is_loadable, may_write
 from tests.hub.client import Hub
 from tests.models import SANITIZE, Run, command_line
 from tests.pushing import MANIFEST, hashes, is_refused, named, on_hub

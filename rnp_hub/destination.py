@@ -110,7 +110,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Repository:
+class Destination:
     """A repository at one commit.
 
     Attributes:
@@ -170,7 +170,7 @@ def check_id(repo_id: str) -> None:
         raise PushError(f"{repo_id!r} is no repository id with an owner; give it as you/name")
 
 
-def survey(remote: Remote, repo_id: str, revision: str | None, *, propose: bool) -> Repository:
+def survey(remote: Remote, repo_id: str, revision: str | None, *, propose: bool) -> Destination:
     """See what lies in a repository, and whether the token may write there.
 
     Args:
@@ -198,7 +198,7 @@ def survey(remote: Remote, repo_id: str, revision: str | None, *, propose: bool)
     return found
 
 
-def _look(remote: Remote, repo_id: str, revision: str | None) -> Repository:
+def _look(remote: Remote, repo_id: str, revision: str | None) -> Destination:
     branch = revision or "main"
     try:
         info = remote.ask(
@@ -211,12 +211,12 @@ def _look(remote: Remote, repo_id: str, revision: str | None) -> Repository:
             f"{branch}`"
         ) from error
     except RepositoryNotFoundError:  # or one that this token may not see
-        return Repository(repo_id, branch)
+        return Destination(repo_id, branch)
     files = {file.rfilename: _stored(file) for file in info.siblings or ()}
     manifest = Manifest({})
     if MANIFEST in files and info.sha is not None:
         manifest = Manifest.from_json(read(remote, repo_id, MANIFEST, info.sha))
-    return Repository(repo_id, branch, True, bool(info.private), info.sha, files, manifest)
+    return Destination(repo_id, branch, True, bool(info.private), info.sha, files, manifest)
 
 
 def _stored(file: RepoSibling) -> Stored:
