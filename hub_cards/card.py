@@ -138,3 +138,7 @@ def _command(report: RunReport) -> str:
     if flip is not None:
         words.append("--flip" if flip else "--no-flip")
     return shlex.join(words)
+
+
+def write_card(folder: Path, report: RunReport, repo_id: str | None = None) -> None:
+    (folder / "README.md").write_text(render(report), encoding="utf-8")
