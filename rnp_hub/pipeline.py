@@ -481,6 +481,7 @@ def _macs(module: nn.Module, example: Tensor) -> int:
 
 def _settings(asked: SanitizeJob, opened: Opened, config: SanitizeConfig) -> dict[str, object]:
     return {
+        "model": asked.job.model,
         "recipe": config.recipe,
         "data": asked.job.data.spec,
         "image_column": asked.job.data.image_column,
