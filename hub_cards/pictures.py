@@ -8,13 +8,12 @@ that a caller could notice.
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rnp_hub.hub_cards.markdown import one_line
-from rnp_hub.hub_cards.tables import SHOWN, classes, points
+from rnp_hub.hub_cards.tables import SHOWN, ClassRow, classes, points
 from rnp_hub.report import MaskHistogram, RunReport
 
 if TYPE_CHECKING:
@@ -48,10 +47,7 @@ class Picture:
     def png(self) -> bytes:
         """The file's content, the same for the same report and matplotlib."""
         file = io.BytesIO()
-        with warnings.catch_warnings():
-            # A name in letters the font lacks shows as boxes; the table below has it.
-            warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
-            self.figure().savefig(file, format="png", dpi=DPI, metadata={"Software": None})
+        self.figure().savefig(file, format="png", dpi=DPI, metadata={"Software": None})
         return _fewer_colours(file)
 
 
@@ -171,7 +167,7 @@ def labels(report: RunReport) -> Figure:
         )  # fmt: skip
     axes.scatter([row.before for row in rows], places, 26, BEFORE, label="before", zorder=3)
     axes.scatter([row.after for row in rows], places, 26, AFTER, label="after", zorder=3)
-    axes.set_yticks(places, [_short(row.name) for row in rows], parse_math=False)
+    axes.set_yticks(places, [_drawable(row) for row in rows], parse_math=False)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.margins(x=0.04)
     axes.xaxis.set_major_formatter(_percent)
@@ -232,12 +228,20 @@ def _short(name: str) -> str:
     return shown if len(shown) <= LONGEST else shown[: LONGEST - 1] + "…"
 
 
+def _drawable(row: ClassRow) -> str:
+    """A label's name, or its number where the font lacks a letter; the table has the name."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    font, name = get_font(findfont(FontProperties())), _short(row.name)
+    return name if all(font.get_char_index(ord(letter)) for letter in name) else f"{row.label}"
+
+
 def _fewer_colours(file: io.BytesIO) -> bytes:
-    """A palette of 64 does for lines and letters, at a third of the bytes."""
+    """A palette of 256 does for lines and letters, at a fraction of the bytes."""
     from PIL import Image
 
     small = io.BytesIO()
     with Image.open(file) as picture:
-        palette = picture.convert("RGB").quantize(64, dither=Image.Dither.NONE)
+        palette = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
         palette.save(small, "png", optimize=True)
     return small.getvalue()

@@ -28,6 +28,7 @@ class Row:
 class ClassRow:
     """Clean accuracy of one label, in [0, 1], on n pictures; `n` is `None` in old reports."""
 
+    label: int
     name: str
     before: float
     after: float
@@ -82,11 +83,11 @@ def _row(
 
 
 def interval(rate: RateRecord | SurrogateRecord | None) -> str:
-    """`95.00 % (93.50 – 96.20)`: a rate and its interval, which no line breaks, or a dash."""
+    """`95.00 % (93.50 to 96.20)`: a rate and its interval, which no line breaks, or a dash."""
     if rate is None:
         return "–"
     norm = f", norm {rate.norm:.3g}" if isinstance(rate, SurrogateRecord) else ""
-    bounds = f"({100 * rate.low:.2f} – {100 * rate.high:.2f}{norm})"
+    bounds = f"({100 * rate.low:.2f} to {100 * rate.high:.2f}{norm})"
     return f"{100 * rate.value:.2f} %".replace(" ", NO_BREAK) + f" {bounds.replace(' ', NO_BREAK)}"
 
 
@@ -95,7 +96,7 @@ def classes(report: RunReport) -> list[ClassRow]:
     counts = report.eval.per_class_n
     pairs = zip(report.before.per_class_accuracy, report.after.per_class_accuracy, strict=True)
     rows = [
-        ClassRow(label_name(report, label), before, after, counts[label] if counts else None)
+        ClassRow(label, label_name(report, label), before, after, counts[label] if counts else None)
         for label, (before, after) in enumerate(pairs)
         if before is not None and after is not None
     ]

@@ -277,7 +277,7 @@ def test_numbers_on_the_card_are_those_of_the_report(
     ]
     for name, *rates in pairs:
         shown = " | ".join(
-            f"{100 * rate.value:.2f} % ({100 * rate.low:.2f} – {100 * rate.high:.2f})"
+            f"{100 * rate.value:.2f} % ({100 * rate.low:.2f} to {100 * rate.high:.2f})"
             for rate in rates
         )
         assert f"| {name} | {shown} | {rates[1].n} |" in card.replace("\N{NO-BREAK SPACE}", " ")

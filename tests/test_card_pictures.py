@@ -62,6 +62,11 @@ def test_labels() -> None:
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["cat", "ship"]
 
 
+def test_a_name_the_font_lacks_is_drawn_as_its_number() -> None:
+    ticks = drawing.labels(HOSTILE).axes[0].get_yticklabels()
+    assert [tick.get_text() for tick in ticks] == ['</details><script>alert("1"…', "2"]
+
+
 def test_of_many_labels_those_that_lost_most_are_drawn() -> None:
     figure = drawing.labels(MANY)
     names = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
