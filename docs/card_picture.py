@@ -50,7 +50,7 @@ def page(readme: str) -> str:
 
 
 def photograph(html: Path, picture: Path) -> None:
-    """Have Chromium lay the page out and keep what it shows, in 64 colours."""
+    """Have Chromium lay the page out and keep what it shows, in 128 colours."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
         sys.exit("there is no chromium on the path; install it to take the picture")
@@ -68,7 +68,7 @@ def photograph(html: Path, picture: Path) -> None:
         page_ = whole.convert("RGB")
     written = ImageChops.difference(page_, Image.new("RGB", page_.size, "white")).getbbox()
     bottom = min(written[3] + 28, HEIGHT) if written else HEIGHT
-    page_.crop((0, 0, WIDTH, bottom)).quantize(64, dither=Image.Dither.NONE).save(
+    page_.crop((0, 0, WIDTH, bottom)).quantize(128, dither=Image.Dither.NONE).save(
         picture, optimize=True
     )
 

@@ -1,8 +1,8 @@
 """The pictures on a card, drawn from the report alone.
 
-They are 800 points wide on a page and have two pixels a point; their ground is white and opaque,
-so that they read on a dark page too. matplotlib's figures are used as objects: no pyplot, no state
-that a caller could notice.
+A card is some 800 points wide and the pictures 1280, for screens with small pixels; their ground
+is white and opaque, so that they read on a dark page too. matplotlib's figures are used as objects:
+no pyplot, no state that a caller could notice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.ticker import Locator
 
 FOLDER = "pictures"
-WIDTH, DPI = 8.0, 200
+WIDTH, DPI = 8.0, 160
 INK, MUTED, LINES = "#1f2328", "#59636e", "#d8dee4"
 BEFORE, AFTER, OUT = "#8c959f", "#0072b2", "#d55e00"
 """The last two keep apart for every kind of colour vision (Okabe and Ito 2008)."""
@@ -237,11 +237,11 @@ def _drawable(row: ClassRow) -> str:
 
 
 def _fewer_colours(file: io.BytesIO) -> bytes:
-    """A palette of 256 does for lines and letters, at a fraction of the bytes."""
+    """A palette of 128 does for lines and letters, at a fraction of the bytes."""
     from PIL import Image
 
     small = io.BytesIO()
     with Image.open(file) as picture:
-        palette = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        palette = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
         palette.save(small, "png", optimize=True)
     return small.getvalue()

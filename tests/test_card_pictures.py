@@ -14,7 +14,9 @@ from PIL import Image
 from rnp_hub.hub_cards import pictures as drawing
 from rnp_hub.hub_cards.pictures import pictures
 from rnp_hub.report import RunReport, TriedFilter
-from tests.card_reports import CLEAN, HOSTILE, MANY, REAL_RUN, REPORTS, TIMM
+from tests.card_reports import CLEAN, HOSTILE, MANY, REAL_RUN, TIMM
+
+REAL = RunReport.from_json(REAL_RUN.read_bytes())
 
 
 def dots(figure: Figure) -> dict[str, list[tuple[float, float]]]:
@@ -74,16 +76,24 @@ def test_of_many_labels_those_that_lost_most_are_drawn() -> None:
     assert len(dots(figure)["after"]) == 20
 
 
-@pytest.mark.parametrize("name", ["real_run", "hostile", "many_labels"])
-def test_files_are_small_wide_and_white(name: str) -> None:
-    report = REPORTS.get(name) or RunReport.from_json(REAL_RUN.read_bytes())
+LONG_NAMES = replace(
+    MANY,
+    source=replace(
+        MANY.source, label_names=tuple(f"{n:04} Wolpertinger, antlers {n}" for n in range(1000))
+    ),
+    before=replace(MANY.before, per_class_accuracy=tuple(n * 37 % 100 / 100 for n in range(1000))),
+)
+
+
+@pytest.mark.parametrize("report", [REAL, HOSTILE, LONG_NAMES], ids=["real", "hostile", "long"])
+def test_files_are_small_wide_and_white(report: RunReport) -> None:
     before = dict(matplotlib.rcParams)
     for each in pictures(report):
         content = each.png()
         assert len(content) < 60_000, each.path
         assert content == each.png()
         with Image.open(io.BytesIO(content)) as picture:
-            assert picture.width == 1600
+            assert picture.width == 1280
             assert picture.convert("RGBA").getpixel((1, 1)) == (255, 255, 255, 255)
     assert dict(matplotlib.rcParams) == before
 
