@@ -57,15 +57,16 @@ def original_name(report: RunReport) -> str:
 
 def source_link(source: SourceRecord) -> str | None:
     """The commit on the Hub that was pulled."""
-    if source.repo_id is None:
-        return None
-    return f"{HUB}/{quote(one_line(source.repo_id))}/tree/{source.sha}"
+    return _address(source, f"tree/{source.sha}")
 
 
 def licence_link(source: SourceRecord) -> str | None:
     """Where a licence without an id of its own may be read up."""
-    link = source_link(source)
-    return link.replace("/tree/", "/blob/") + "/README.md" if link else None
+    return _address(source, f"blob/{source.sha}/README.md")
+
+
+def _address(source: SourceRecord, page: str) -> str | None:
+    return f"{HUB}/{quote(one_line(source.repo_id))}/{page}" if source.repo_id else None
 
 
 def _libraries(source: SourceRecord) -> tuple[str, list[str]]:

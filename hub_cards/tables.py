@@ -129,4 +129,5 @@ def billions(count: int) -> str:
 
 def points(change: float) -> str:
     """`−1.5`: percentage points, with a minus as wide as the plus."""
-    return f"{100 * change:+.1f}".replace("-", "−")
+    rounded = round(100 * change, 1) + 0.0  # which makes a zero of a minus zero
+    return f"{rounded:+.1f}".replace("-", "−")
