@@ -67,7 +67,9 @@ class Architecture:
         edits = _read_edits(own.get("slim"))
         theirs = own.get("transformers")
         if theirs is not None and not isinstance(theirs, dict):
-            raise ModelError(f"config.json holds no object under {OWN_KEY}.transformers; correct it")
+            raise ModelError(
+                f"config.json holds no object under {OWN_KEY}.transformers; correct it"
+            )
         if theirs is None and not _is_timm(config):
             theirs = {key: value for key, value in config.items() if key != OWN_KEY}
         if theirs is not None:
@@ -124,13 +126,15 @@ class Architecture:
         """
         if self.library != "timm" or self.stem or self.edits:
             return None
+        if not cifar.possible(self.name, weights):
+            return None  # and no network needs to be built to know
         arguments = cifar.arguments(self.name, weights)
         plain = _create(self.name, self.classes, {**self.args, **arguments})
         if not cifar.recognised(plain, weights):
             return None
         note = (
-            f"the weights have the CIFAR stem ({cifar.describe(plain)}) although config.json claims "
-            f"a plain {self.name}; it was applied"
+            f"the weights have the CIFAR stem ({cifar.describe(plain)}) although config.json "
+            f"claims a plain {self.name}; it was applied"
         )
         return replace(self, stem=cifar.NAME, args={**self.args, **arguments}), note
 

@@ -65,7 +65,7 @@ def classifier_class(config: Mapping[str, Any]) -> type[Any]:
             f"config.json says {stated[0]} ({kind}), which is no image classifier; give a model "
             "whose architecture is …ForImageClassification, or one of timm"
         )
-    found = _transformers().MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.get(config_class(config))
+    found = _transformers().MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.get(config_class(config), None)
     classes: tuple[type[Any], ...] = found if isinstance(found, tuple) else (found,)
     for one in classes:
         if one is not None and (not stated or one.__name__ in stated):
