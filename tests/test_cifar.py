@@ -27,6 +27,9 @@ SAYS = {
     "fixed_input_size": False,
 }
 
+THIN = {"mlp_ratio": 0.01}
+"""Of a VGG, whose hidden layers are a hundred million numbers otherwise."""
+
 
 def small_resnet(name: str) -> nn.Module:
     network = timm.create_model(name)
@@ -37,7 +40,7 @@ def small_resnet(name: str) -> nn.Module:
 
 
 def small_vgg(name: str) -> nn.Module:
-    network = timm.create_model(name)
+    network = timm.create_model(name, **THIN)
     network.pre_logits = nn.Identity()
     network.head.fc = nn.Linear(512, 10)
     return network
@@ -54,7 +57,7 @@ def small_densenet(name: str) -> nn.Module:
 
 ALTERED = {
     "resnet18": (small_resnet, "3 × 3 first convolution, no max-pooling"),
-    "resnet50": (small_resnet, "3 × 3 first convolution, no max-pooling"),
+    "resnet26": (small_resnet, "3 × 3 first convolution, no max-pooling"),
     "vgg11_bn": (small_vgg, "no hidden layers before the classifier"),
     "densenet121": (
         small_densenet,
@@ -66,7 +69,8 @@ ALTERED = {
 def on_the_hub(folder: Path, name: str, network: nn.Module) -> Path:
     """A repository of that family: everything twice in the config, the weights a pickle."""
     folder.mkdir()
-    config = {"architecture": name, "num_features": 512, **SAYS, "pretrained_cfg": SAYS}
+    args = THIN if name.startswith("vgg") else {}
+    config = {"architecture": name, "model_args": args, **SAYS, "pretrained_cfg": SAYS}
     (folder / "config.json").write_text(json.dumps(config))
     torch.save(network.state_dict(), folder / "pytorch_model.bin")
     return folder
@@ -108,7 +112,7 @@ def test_altered_networks_are_recognised(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [("resnet18", {}), ("resnet26d", {}), ("vgg11_bn", {}), ("densenet121", {"growth_rate": 12})],
+    [("resnet18", {}), ("resnet26d", {}), ("vgg11_bn", THIN), ("densenet121", {"growth_rate": 12})],
 )
 def test_plain_networks_are_left_alone(
     name: str, arguments: dict[str, Any], tmp_path: Path
