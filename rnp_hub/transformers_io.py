@@ -300,7 +300,7 @@ def _normalisation(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]
     scale = float(processor.rescale_factor) if processor.do_rescale else 1.0
     offset = 1.0 if getattr(processor, "rescale_offset", False) else 0.0
     stated_mean, stated_std = (_three(processor.image_mean), _three(processor.image_std))
-    mean, std = (0.0,) * 3, (1.0,) * 3
+    mean, std = _three(0.0), _three(1.0)
     if processor.do_normalize:
         mean, std = stated_mean, stated_std
     if getattr(processor, "include_top", False):
