@@ -1,9 +1,9 @@
 """A folder that `sanitize` made, onto the Hub: one commit or one pull request, read back and run.
 
 A README that a person wrote is never overwritten. It is a person's unless the manifest of the same
-revision names it with the very hash it has (see `destination`): one that rnp-hub pushed and somebody
-edited since is theirs. Where one stands in the way, `force` makes the push a pull request, which
-they may merge.
+revision names it with the very hash it has (see `destination`): one that rnp-hub pushed and that
+was edited since is theirs. Where one stands in the way, `force` makes the push a pull request,
+which they may merge.
 
 Files that an earlier push left and this folder no longer has are deleted in the same commit. Files
 of other people stay, but for one kind: weights that a loader could take instead of the sanitized
@@ -162,7 +162,7 @@ def dry_run(
     Raises:
         RnpHubError: as for `push`, up to its commit.
     """
-    files = Shipment.read(folder).files
+    files = Shipment.read(folder, repo_id).files
     return plan_push(files, _look(repo_id, config, say), config)
 
 
@@ -254,7 +254,7 @@ def push(
     remote = remote or Remote(patience=config.patience, say=say)
     with quiet_client(), _said_when_stopped(folder, repo_id, config):
         progress("check", 0.0, {})
-        local = Shipment.read(folder)
+        local = Shipment.read(folder, repo_id)
         there = survey(remote, repo_id, config.revision, propose=config.create_pr)
         plan = plan_push(local.files, there, config)
         reference = reference or Reference.of_folder(folder)

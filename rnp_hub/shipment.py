@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rnp_hub.destination import MANIFEST, Manifest, Print, is_loadable
+from rnp_hub.destination import MANIFEST, README, Manifest, Print, is_loadable
 from rnp_hub.errors import PushError, reason
+from rnp_hub.hub_cards import render
 from rnp_hub.report import FILE, RunReport
 
 
@@ -19,20 +20,21 @@ class Shipment:
         path: where it lies.
         report: what was measured.
         files: every file to push, the manifest included.
-        manifest: the content of that one, which is written on the Hub only.
+        texts: contents that are written on the Hub only: the manifest, and the card where it is
+            pushed under the repository's name.
     """
 
     path: Path
     report: RunReport
     files: Mapping[str, Print]
-    manifest: bytes
+    texts: Mapping[str, bytes]
 
     def content(self, path: str) -> bytes | Path:
-        return self.manifest if path == MANIFEST else self.path / path
+        return self.texts.get(path, self.path / path)
 
     @staticmethod
-    def read(folder: Path) -> Shipment:
-        """Read and check a folder.
+    def read(folder: Path, repo_id: str) -> Shipment:
+        """Read and check a folder that is to go to a repository.
 
         Raises:
             RnpHubError: it is none that `sanitize` made.
@@ -46,8 +48,19 @@ class Shipment:
         except OSError as error:
             raise PushError(f"{folder} cannot be read ({reason(error)})") from error
         _check_weights(folder, files, stated_hashes(report))
-        manifest = Manifest(files).to_json()
-        return Shipment(folder, report, {**files, MANIFEST: Print.of(manifest)}, manifest)
+        texts = _named_card(folder, report, repo_id)
+        files |= {path: Print.of(content) for path, content in texts.items()}
+        texts[MANIFEST] = Manifest(files).to_json()
+        files[MANIFEST] = Print.of(texts[MANIFEST])
+        return Shipment(folder, report, files, texts)
+
+
+def _named_card(folder: Path, report: RunReport, repo_id: str) -> dict[str, bytes]:
+    """The card with the repository's name in its snippets, unless somebody edited it."""
+    card = folder / README
+    if card.is_file() and card.read_bytes() == render(report).encode():
+        return {README: render(report, repo_id).encode()}
+    return {}
 
 
 def stated_hashes(report: RunReport) -> dict[str, str]:

@@ -26,8 +26,11 @@ def rnp(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
 
 @pytest.fixture
 def shipped(plain_run: Run, tmp_path: Path) -> Path:
-    """A copy of a sanitized folder."""
-    return Path(shutil.copytree(plain_run.folder, tmp_path / "out"))
+    """A copy of a sanitized folder; its card has a line by hand, so that it is pushed as it is."""
+    folder = Path(shutil.copytree(plain_run.folder, tmp_path / "out"))
+    with (folder / "README.md").open("a") as card:
+        card.write("\nBy hand.\n")
+    return folder
 
 
 def named(request: pytest.FixtureRequest) -> str:

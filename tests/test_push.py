@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from rnp_hub.destination import Manifest, Print, is_loadable, may_write
+from rnp_hub.hub_cards import render
+from rnp_hub.report import RunReport
 from tests.hub.client import Hub
 from tests.models import SANITIZE, Run, command_line
 from tests.pushing import MANIFEST, hashes, is_refused, named, on_hub
@@ -49,6 +51,20 @@ def test_push_makes_a_private_repository_and_one_commit(
     for part, agreement in pushed["agreement"].items():
         assert agreement["max_rel_diff"] <= limits[part]
         assert agreement["top1_agreement"] == 1.0
+
+
+def test_the_card_is_pushed_under_the_repositorys_name(
+    hub: Hub, rnp: Worker, plain_run: Run, repo: str
+) -> None:
+    assert "ORG/NAME" in (plain_run.folder / "README.md").read_text()
+    assert rnp("push", plain_run.folder, repo).code == 0
+
+    card = hub.read(repo, "README.md").decode()
+    assert card == render(RunReport.read(plain_run.folder), repo)
+    assert f'rnp_hub.load("{repo}")' in card
+    assert "ORG/NAME" not in card
+    others = {path for path, each in hashes(plain_run.folder).items() if path != "README.md"}
+    assert all(on_hub(hub, repo)[path] == hashes(plain_run.folder)[path] for path in others)
 
 
 def test_manifest_names_every_file_with_both_hashes(
@@ -391,7 +407,11 @@ def test_members_push_to_their_organisation(hub: Hub, rnp: Worker, shipped: Path
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set; unset it to push$"),
+        pytest.param(
+            {"HF_HUB_OFFLINE": "1"},
+            "HF_HUB_OFFLINE is set; unset it to push$",
+            marks=pytest.mark.slow,
+        ),
         (
             {"HF_HUB_DISABLE_XET": "0"},
             "this Hub has no Xet storage, .*; set HF_HUB_DISABLE_XET=1 and push again; .* stands",

@@ -121,6 +121,7 @@ def test_fifty_faults_at_random_points(
 ) -> None:
     hub, rnp = quiet_hub
     folder = Path(shutil.copytree(plain_run.folder, tmp_path / "out"))
+    (folder / "README.md").write_text("# The card of this push\n")
     older = Path(shutil.copytree(plain_run.folder, tmp_path / "older"))
     (older / "README.md").write_text("# The card of an earlier push\n")
     (older / "stale.png").write_bytes(b"an earlier push left this")

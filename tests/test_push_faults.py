@@ -45,7 +45,9 @@ def repo(hub: Hub, request: pytest.FixtureRequest) -> str:
             {"action": "cut", "after_bytes": 10, **COMMIT}, None, marks=pytest.mark.slow
         ),
         ({"action": "delay", "seconds": 1.5, **COMMIT}, None),
-        ({"action": "cut_upload", "after_bytes": 1000}, None),  # the client's own second try
+        pytest.param(  # the client's own second try
+            {"action": "cut_upload", "after_bytes": 1000}, None, marks=pytest.mark.slow
+        ),
         (
             {"action": "cut", "after_bytes": 1000, "reset": True, "path": "/resolve/.*safetensors"},
             "the connection to the Hub broke",
