@@ -7,8 +7,8 @@ which they may merge.
 
 Files that an earlier push left and this folder no longer has are deleted in the same commit. Files
 of other people stay, but for one kind: weights that a loader could take instead of the sanitized
-ones (a `pytorch_model.bin` beside our safetensors). Those are refused, or deleted in the pull
-request that `force` opens.
+ones (a `pytorch_model.bin` beside our safetensors). Those are refused, or deleted in a pull
+request where `force` or `create_pr` asks for one.
 
 The commit is atomic: the branch's head is the old commit or the whole new one (see `change`).
 """
