@@ -366,6 +366,10 @@ def _source(model: PulledModel) -> SourceRecord:
         stem=model.architecture.stem,
         label_names=model.target.label_names,
         notes=model.notes,
+        library=model.architecture.library,
+        weights=located.weights.name,
+        weights_sha256=model.weights_sha256,
+        weights_format=located.weights.format,
     )
 
 

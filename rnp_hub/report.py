@@ -37,6 +37,8 @@ class SourceRecord:
     """The model that was pulled: from the Hub (`repo_id`) or from a folder (`path`).
 
     `library` is the one that the drop-in loads with, where its stem lets it.
+    `weights` is the file that was read, or the index of its shards; `weights_sha256` is of that
+    file, of shards that of the lines that `sha256sum` prints of them.
     """
 
     repo_id: str | None
@@ -48,6 +50,9 @@ class SourceRecord:
     label_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
     library: Literal["timm", "transformers"] = "timm"
+    weights: str | None = None
+    weights_sha256: str | None = None
+    weights_format: Literal["safetensors", "pickle"] | None = None
 
 
 @_strict
