@@ -269,8 +269,9 @@ def _unreachable(repo_id: str, error: BaseException) -> str:
             f"your token may not read {repo_id} ({reason(error)}); take one with the right to "
             "read it, from the settings of your account"
         )
+    why = reason(error) if status is None else f"status {status}"
     return (
-        f"{repo_id} cannot be reached ({reason(error)}) at {constants.ENDPOINT}; check the "
+        f"{repo_id} cannot be reached ({why}) at {constants.ENDPOINT}; check the "
         "network and HF_ENDPOINT, or give a folder"
     )
 
