@@ -184,7 +184,8 @@ def folder_of(spec: str) -> Path | None:
     """The folder that a spec names, if it names one: `local-dir:PATH`, or a path that exists."""
     local = spec.startswith("local-dir:")
     path = Path(spec.removeprefix("local-dir:")).expanduser()
-    return path if local or (path.exists() and not spec.startswith("hf")) else None
+    on_hub = re.match(r"hf[-_]hub:", spec)
+    return path if local or (path.exists() and not on_hub) else None
 
 
 # --- opening ----------------------------------------------------------------------------------

@@ -237,6 +237,14 @@ def outcomes(cases: list[list[str | None]]) -> list[Any]:
     return found
 
 
+def lightly(cases: list[list[str | None]]) -> list[Any]:
+    """The outcomes, and which heavy libraries they took that are not for everyone."""
+    import sys
+
+    found = outcomes(cases)
+    return [found, [name for name in ("transformers", "picklescan") if name in sys.modules]]
+
+
 CONFIGURATIONS: dict[str, Any] = {
     "text": {"model_type": "bert", "architectures": ["BertForSequenceClassification"]},
     "detector": {"model_type": "detr", "architectures": ["DetrForObjectDetection"]},
@@ -256,6 +264,7 @@ WITHOUT_TOKEN = {
     "a--b/c": "a--b/c is no Hub id (",
     "org/plain@v9": "org/plain has no revision 'v9'; look it up there",
     "org/plain/slim": "org/plain/slim holds no config.json; it must be a model in the layout of",
+    "org/forbidden": "your token may not read org/forbidden (",
     "org/empty": "org/empty holds no config.json; it must be a model in the layout of timm or "
     "transformers",
     "org/diffusers": "org/diffusers is a pipeline of diffusers, which makes pictures; give an "
@@ -308,7 +317,9 @@ def test_each_refusal_is_one_sentence(refusing: Hub) -> None:
     expected = [((spec, None), text) for spec, text in WITHOUT_TOKEN.items()]
     expected += [((spec, f"hf_{user}_write"), text) for (spec, user), text in WITH_TOKEN.items()]
     cases = [[spec.format(hub=hub.endpoint), token] for (spec, token), _ in expected]
-    found = hub.call(outcomes, settings=SETTINGS, cases=cases)
+    no_rights = {"action": "status", "status": 403, "path": "models/org/forbidden", "times": None}
+    with hub.faults(no_rights):
+        found = hub.call(outcomes, settings=SETTINGS, cases=cases)
     for ((spec, _), text), (code, stdout, stderr) in zip(expected, found, strict=True):
         assert (code, stdout) == (2, ""), spec
         assert stderr.startswith("Error: " + text.format(hub=hub.endpoint)), (spec, stderr)
@@ -318,7 +329,10 @@ def test_each_refusal_is_one_sentence(refusing: Hub) -> None:
 def test_an_endpoint_that_is_no_hub(refusing: Hub) -> None:
     settings = SETTINGS | {"HF_ENDPOINT": f"{refusing.endpoint}/wrong"}
     cases = [["org/plain", None]]
-    ((code, stdout, stderr),) = refusing.call(outcomes, settings=settings, cases=cases)
+    ((code, stdout, stderr),), imported = refusing.call(
+        lightly, uses=[outcomes], settings=settings, cases=cases
+    )
+    assert imported == []
     assert (code, stdout) == (2, "")
     assert stderr == (
         f"Error: org/plain cannot be reached (status 404) at {refusing.endpoint}/wrong; check the "
