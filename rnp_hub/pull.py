@@ -215,7 +215,7 @@ def _located(repository: Repository) -> Located:
         processor = repository.json(transformers_io.PROCESSOR)
     card = (repository.text(CARD) or b"").decode(errors="replace")
     try:
-        files = weights.choose(repository.files, repository.path, shown)
+        files = weights.choose(repository.files, repository.path, shown, repository.below)
     except ModelError as error:
         if not repository.offline:
             raise

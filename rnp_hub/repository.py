@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -52,6 +52,7 @@ class Repository:
         files: sizes in bytes of the files directly within, by name, as the Hub states them.
         root: the folder they lie in; `None` where they must be fetched.
         offline: only what was fetched before can be read.
+        below: paths of files in folders below, where the Hub lists them.
     """
 
     shown: str
@@ -60,7 +61,8 @@ class Repository:
     folder: str | None
     files: Mapping[str, int]
     root: Path | None
-    offline: bool = field(default=False)
+    offline: bool = False
+    below: tuple[str, ...] = ()
 
     def path(self, name: str) -> Path:
         """The path of one of the files, fetched if it must be.
@@ -251,9 +253,11 @@ def open_on_hub(address: Address) -> Repository:
         if file.rfilename.startswith(prefix)
     }
     files = {name: size for name, size in names.items() if "/" not in name}
+    below = tuple(name for name in names if "/" in name)
     remember(repo_id, revision or "main", info.sha)
     shown = f"{repo_id}/{address.folder}".rstrip("/")
-    return Repository(shown, repo_id, info.sha, address.folder or None, files, None)
+    folder = address.folder or None
+    return Repository(shown, repo_id, info.sha, folder, files, None, below=below)
 
 
 def _unreachable(repo_id: str, error: BaseException) -> str:

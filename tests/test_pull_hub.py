@@ -278,7 +278,7 @@ WITHOUT_TOKEN = {
     "nearest is ",
     "org/code": "config.json asks for code of its own (auto_map) for its model_type 'mine', and "
     "code from a repository is never run; give a model of a type that transformers has",
-    "org/plain": "org/plain holds no model.safetensors, only weights for TensorFlow (tf_model.h5), "
+    "org/plain": "org/plain holds no model.safetensors, only weights for ONNX (onnx/model.onnx), "
     "which cannot be pruned here; give the PyTorch model they were made from",
     "https://example.org/org/plain": "https://example.org/org/plain is no address on the Hub (",
     "{hub}/datasets/org/plain": "{hub}/datasets/org/plain is no address of a model; it must read "
@@ -300,7 +300,7 @@ def refusing(hub: Hub) -> Hub:
     """The Hub with a repository for each refusal."""
     for name, config in CONFIGURATIONS.items():
         hub.create_repo(f"org/{name}")
-        weights = "tf_model.h5" if name == "plain" else "model.safetensors"
+        weights = "onnx/model.onnx" if name == "plain" else "model.safetensors"
         hub.add_files(f"org/{name}", {"config.json": json.dumps(config), weights: b"x" * 100})
     hub.create_repo("org/empty")
     hub.create_repo("org/diffusers")
