@@ -30,9 +30,7 @@ from rnp_hub.repository import (
     open_folder,
     open_on_hub,
 )
-from rnp_hub.weights import WEIGHTS, WeightFiles
-
-__all__ = ["WEIGHTS", "Located", "PulledModel", "load", "locate", "name_of", "pull", "target_of"]
+from rnp_hub.weights import WeightFiles
 
 DEMO = "demo"
 

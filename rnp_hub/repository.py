@@ -11,10 +11,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from rnp_hub.errors import ModelError, reason, transport_errors
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
 
 CONFIG = "config.json"
 CARD = "README.md"
@@ -127,7 +130,7 @@ class Repository:
                 hf_hub_download(self.repo_id, name, revision=self.sha, subfolder=self.folder)
             )
         except GatedRepoError as error:
-            raise ModelError(_gated(self.repo_id, error)) from error
+            raise ModelError(_gated(self.repo_id)) from error
         except transport_errors(RuntimeError) as error:
             raise ModelError(
                 f"{name} of {self.repo_id} cannot be downloaded ({reason(error)}); try again"
@@ -216,6 +219,36 @@ def open_on_hub(address: Address) -> Repository:
     Raises:
         ModelError: there is none that can be read, said with what to do about it.
     """
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    repo_id = address.repo_id
+    revision = unquote(address.revision) if address.revision else None
+    try:
+        info = _described(repo_id, revision)
+    except OfflineModeIsEnabled:
+        return _in_cache(address, revision or "main")
+    if not info.sha or info.siblings is None:
+        raise ModelError(_unreachable(repo_id, ValueError("it answers, but not as a Hub does")))
+    remember(repo_id, revision or "main", info.sha)
+    prefix = f"{address.folder}/" if address.folder else ""
+    sizes = {
+        file.rfilename.removeprefix(prefix): file.size or 0
+        for file in info.siblings
+        if file.rfilename.startswith(prefix)
+    }
+    return Repository(
+        shown=f"{repo_id}/{address.folder}".rstrip("/"),
+        repo_id=repo_id,
+        sha=info.sha,
+        folder=address.folder or None,
+        files={name: size for name, size in sizes.items() if "/" not in name},
+        root=None,
+        below=tuple(name for name in sizes if "/" in name),
+    )
+
+
+def _described(repo_id: str, revision: str | None) -> ModelInfo:
+    """What the Hub says of a repository, or why it says nothing."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -225,16 +258,14 @@ def open_on_hub(address: Address) -> Repository:
         RevisionNotFoundError,
     )
 
-    repo_id = address.repo_id
-    revision = unquote(address.revision) if address.revision else None
     try:
-        info = HfApi().model_info(repo_id, revision=revision, files_metadata=True)
+        return HfApi().model_info(repo_id, revision=revision, files_metadata=True)
     except OfflineModeIsEnabled:
-        return _in_cache(address, revision or "main")
+        raise
     except RevisionNotFoundError as error:
         raise ModelError(f"{repo_id} has no revision {revision!r}; look it up there") from error
     except GatedRepoError as error:
-        raise ModelError(_gated(repo_id, error)) from error
+        raise ModelError(_gated(repo_id)) from error
     except RepositoryNotFoundError as error:
         raise ModelError(
             f"the Hub has no model {repo_id!r} that you may read; check the name, or log in with "
@@ -244,20 +275,6 @@ def open_on_hub(address: Address) -> Repository:
         raise ModelError(f"{repo_id} is no Hub id ({reason(error)}); give another") from error
     except transport_errors(RuntimeError, ValueError) as error:
         raise ModelError(_unreachable(repo_id, error)) from error
-    if not info.sha or info.siblings is None:
-        raise ModelError(_unreachable(repo_id, ValueError("it answers, but not as a Hub does")))
-    prefix = f"{address.folder}/" if address.folder else ""
-    names = {
-        file.rfilename.removeprefix(prefix): file.size or 0
-        for file in info.siblings
-        if file.rfilename.startswith(prefix)
-    }
-    files = {name: size for name, size in names.items() if "/" not in name}
-    below = tuple(name for name in names if "/" in name)
-    remember(repo_id, revision or "main", info.sha)
-    shown = f"{repo_id}/{address.folder}".rstrip("/")
-    folder = address.folder or None
-    return Repository(shown, repo_id, info.sha, folder, files, None, below=below)
 
 
 def _unreachable(repo_id: str, error: BaseException) -> str:
@@ -281,10 +298,9 @@ def _unreachable(repo_id: str, error: BaseException) -> str:
     )
 
 
-def _gated(repo_id: str, error: BaseException) -> str:
+def _gated(repo_id: str) -> str:
     from huggingface_hub import constants, get_token
 
-    del error
     page = f"{constants.ENDPOINT}/{repo_id}"
     if get_token() is None:
         return f"{repo_id} is gated; ask for access at {page} and log in with `hf auth login`"

@@ -201,6 +201,10 @@ def _cannot_build(config: Mapping[str, Any], error: BaseException) -> str:
 def preprocess_of(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Preprocess:
     """What an image processor does, in our terms: held against the processor itself.
 
+    It is the processor that computes with Pillow. The one that computes with torchvision, which
+    transformers takes where it can, resizes to another rounding (a step of 255, a few where a
+    picture grows), and pads a picture that is smaller than its crop one pixel elsewhere.
+
     Args:
         config: the model's `config.json`.
         processor: its `preprocessor_config.json`.
@@ -218,7 +222,9 @@ def preprocess_of(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Pr
     try:
         ours = _expressed(theirs)
         apart = _difference(ours, theirs)
-    except (AttributeError, TypeError, ValueError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # each processor has fields and code of its own
         raise ModelError(_inexpressible(theirs, reason(error))) from error
     if not apart <= MAX_PROCESSOR_DIFF:
         raise ModelError(_inexpressible(theirs, f"pixels come out {apart:.2g} apart"))
