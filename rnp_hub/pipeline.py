@@ -527,6 +527,7 @@ def _settings(asked: SanitizeJob, opened: Opened, config: SanitizeConfig) -> dic
         "model": asked.job.model,
         "recipe": config.recipe,
         "data": asked.job.data.spec,
+        "data_config": asked.job.data.config,
         "image_column": asked.job.data.image_column,
         "label_column": asked.job.data.label_column,
         "flip": config.unlearn.flip,
