@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from rnp_hub.errors import ConfigError
 from rnp_hub.evaluate import accuracy
-from rnp_hub.hooks import silence
+from rnp_hub.hooks import silence, silenced_weights
 from rnp_hub.network import Classifier, ImageSet
 from rnp_hub.progress import Progress, quiet
 from rnp_hub.recover import FilterMask, Recovered
@@ -58,7 +57,7 @@ class Pruned:
     """The original network with filters silenced.
 
     Attributes:
-        classifier: a copy, γ = 0 for every silenced filter.
+        classifier: a copy, weights of 0 for every silenced filter.
         rule: `threshold`, `accuracy` or `guarded`.
         threshold: largest mask among the silenced filters; `None` if none was silenced.
         silenced: by site name, channel indices in ascending order.
@@ -128,14 +127,13 @@ def _by_accuracy(
     # Half a picture of slack, so that 10 of 500 is a drop of 0.02 in floating point too.
     slack = 0.5 / len(clean)
     for each in candidates:
-        weight = trial.module.get_submodule(each.site).weight
-        assert isinstance(weight, Tensor)
-        before = float(weight[each.index].detach())
+        weights = silenced_weights(trial.module, each.site)
+        before = weights[each.index].clone()
         silence(trial.module, {each.site: (each.index,)})
         accuracies.append(accuracy(trial, clean))
         if config.guard is not None and standing - accuracies[-1] > config.guard + slack:
             with torch.no_grad():
-                weight[each.index] = before
+                weights[each.index] = before
             continue
         if start - accuracies[-1] > config.max_ca_drop + slack:
             break
@@ -157,5 +155,5 @@ def _by_site(chosen: Sequence[FilterMask], recovered: Recovered) -> dict[str, tu
     """In the network's own order of sites."""
     found: dict[str, list[int]] = defaultdict(list)
     for each in chosen:
-        found[each.site].append(each.index)
-    return {site: tuple(sorted(found[site])) for site in recovered.masks if site in found}
+        found[each.site.name].append(each.index)
+    return {name: tuple(sorted(found[name])) for name in recovered.masks if name in found}
