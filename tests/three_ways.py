@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rnp_hub.hooks import gates, silence
 from rnp_hub.network import logits_of
-from rnp_hub.sites import Site, gate_sites
+from rnp_hub.sites import Site
 from rnp_hub.slim import Slimmed, relative_difference, slim
 
 
@@ -62,11 +62,10 @@ def three_ways(
 
 
 def some_filters(
-    module: nn.Module, example: Tensor, *, sites: int = 8, filters: int = 3, seed: int = 0
+    found: Sequence[Site], *, sites: int = 8, filters: int = 3, seed: int = 0
 ) -> dict[Site, tuple[int, ...]]:
-    """A few random filters, never all, in a few random sites."""
+    """A few random filters, never all, in a few random sites of those that were found."""
     draw = random.Random(seed)
-    found = gate_sites(module, example)
     chosen = draw.sample(found, min(sites, len(found)))
     return {
         site: tuple(
