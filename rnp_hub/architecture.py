@@ -1,4 +1,4 @@
-"""What a network is built from: a timm architecture, a stem timm cannot express, slimming edits.
+"""What a network is built from: an architecture of timm or transformers, and what was altered.
 
 Everything stands in a `config.json` and is rebuilt from it without a pickle or foreign code.
 """
@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from rnp_hub import cifar, transformers_io
 from rnp_hub.edits import LayerEdit, apply_edits, edits_from_json, edits_to_json
 from rnp_hub.errors import ModelError, reason
-from rnp_hub.network import put
 
 OWN_KEY = "rnp_hub"
-"""Where in a `config.json` stands what timm does not know."""
+"""Where in a `config.json` stands what neither timm nor transformers knows."""
 
 REFUSED_ARGS = {
     "cache_dir",
@@ -30,17 +30,21 @@ REFUSED_ARGS = {
 }
 """Arguments of timm.create_model that would make it read or fetch files."""
 
+Library = Literal["timm", "transformers"]
+
 
 @dataclass(frozen=True)
 class Architecture:
     """A recipe for a module with random weights.
 
     Attributes:
-        name: of the timm architecture.
+        name: of the timm architecture, or of the class in transformers.
         classes: number of logits.
-        args: further arguments of `timm.create_model`, `num_classes` not among them.
-        stem: `cifar` for a 3 × 3 first convolution of stride 1 and no max-pooling, else `None`.
+        args: of timm: further arguments of `create_model`, `num_classes` not among them; of
+            transformers: the whole `config.json`.
+        stem: `cifar` for an altered network, see `rnp_hub.cifar`; else `None`.
         edits: what slimming cut, by layer.
+        library: whose architecture it is.
     """
 
     name: str
@@ -48,36 +52,27 @@ class Architecture:
     args: Mapping[str, Any] = field(default_factory=dict)
     stem: str | None = None
     edits: Mapping[str, LayerEdit] = field(default_factory=dict)
+    library: Library = "timm"
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> Architecture:
-        """Read a `config.json`, timm's new or legacy form or our own.
+        """Read a `config.json`: timm's new or legacy form, that of transformers, or our own.
 
         Raises:
-            ModelError: it names no timm architecture, or holds what must not be in it.
+            ModelError: it names no architecture of either, or holds what must not be in it.
         """
-        import timm
-
-        pretrained: Mapping[str, Any] = config.get("pretrained_cfg") or config
-        name = config.get("architecture") or pretrained.get("architecture")
-        if not isinstance(name, str) or not timm.is_model(name):
-            raise ModelError(_unknown(name, config))
-        args = dict(config.get("model_args") or {})
-        if forbidden := REFUSED_ARGS & set(args):
-            raise ModelError(
-                f"config.json asks for {', '.join(sorted(forbidden))} in model_args, which would "
-                "make timm read other files; remove it"
-            )
-        classes = config.get("num_classes") or args.get("num_classes")
-        classes = classes or pretrained.get("num_classes") or 1000
-        if not isinstance(classes, int) or classes < 1:
-            raise ModelError(f"config.json's num_classes {classes!r} must be a positive number")
-        args.pop("num_classes", None)
         own = config.get(OWN_KEY) or {}
-        stem = own.get("stem")
-        if stem not in (None, "cifar"):
-            raise ModelError(f"config.json asks for a stem {stem!r}; only 'cifar' is known")
-        return Architecture(name, classes, args, stem, edits_from_json(own.get("slim")))
+        edits = edits_from_json(own.get("slim"))
+        theirs = own.get("transformers")
+        if theirs is not None and not isinstance(theirs, dict):
+            raise ModelError(
+                f"config.json holds no object under {OWN_KEY}.transformers; correct it"
+            )
+        if theirs is None and not _is_timm(config):
+            theirs = {key: value for key, value in config.items() if key != OWN_KEY}
+        if theirs is not None:
+            return _of_transformers(theirs, edits)
+        return _of_timm(config, own.get("stem"), edits)
 
     def own_config(self) -> dict[str, Any]:
         """What goes under `OWN_KEY` of a `config.json`."""
@@ -86,29 +81,126 @@ class Architecture:
             own["stem"] = self.stem
         if self.edits:
             own["slim"] = edits_to_json(self.edits)
+        if self.edits and self.library == "transformers":
+            own["transformers"] = dict(self.args)
         return own
 
     def build(self) -> nn.Module:
         """The module, random weights, in evaluation mode.
 
         Raises:
-            ModelError: timm refuses the arguments, or the edits do not fit.
+            ModelError: the library refuses the arguments, or the edits do not fit.
         """
-        import timm
-
-        try:
-            module: nn.Module = timm.create_model(
-                self.name, pretrained=False, num_classes=self.classes, **self.args
-            )
-        except Exception as error:  # the arguments go to whatever code builds the architecture
-            raise ModelError(
-                f"timm cannot build {self.name!r} with {dict(self.args)} ({reason(error)}); "
-                "correct model_args in config.json"
-            ) from error
-        if self.stem == "cifar":
-            _give_cifar_stem(module)
+        if self.library == "transformers":
+            module = transformers_io.build(self.args)
+        else:
+            module = _create(self.name, self.classes, self.args)
+        if self.stem == cifar.NAME:
+            cifar.apply(module, self.classes)
         apply_edits(module, self.edits)
         return module.eval()
+
+    def fill(self, weights: Mapping[str, Tensor], shown: str) -> nn.Module:
+        """The module with these weights, every tensor or none, in evaluation mode, float32.
+
+        Args:
+            weights: by name, as they stand in a file.
+            shown: the file or repository, for messages.
+
+        Raises:
+            ModelError: as for `build`, or a tensor is missing, left over or of another shape.
+        """
+        if self.library == "transformers" and not self.edits:
+            return transformers_io.fill(self.args, weights, shown)
+        module = self.build().float()
+        load_weights(module, weights, shown)
+        return module
+
+    def altered_as(self, weights: Mapping[str, Tensor]) -> tuple[Architecture, str] | None:
+        """This architecture altered as the weights are, and what to say about it.
+
+        Returns:
+            `None` where the weights show no alteration that is known, or it is applied already.
+        """
+        if self.library != "timm" or self.stem or self.edits:
+            return None
+        if not cifar.possible(self.name, weights):
+            return None  # and no network needs to be built to know
+        arguments = cifar.arguments(self.name, weights)
+        plain = _create(self.name, self.classes, {**self.args, **arguments})
+        if not cifar.recognised(plain, weights):
+            return None
+        note = (
+            f"the weights have the CIFAR stem ({cifar.describe(plain)}) although config.json "
+            f"claims a plain {self.name}; it was applied"
+        )
+        return replace(self, stem=cifar.NAME, args={**self.args, **arguments}), note
+
+
+# --- from a config ----------------------------------------------------------------------------
+
+
+def _is_timm(config: Mapping[str, Any]) -> bool:
+    """Whether it is timm's, by the keys that transformers looks at too."""
+    wrapped = config.get("model_type") == "timm_wrapper"
+    return wrapped or any(config.get(key) for key in ("architecture", "pretrained_cfg"))
+
+
+def _of_transformers(config: dict[str, Any], edits: Mapping[str, LayerEdit]) -> Architecture:
+    if "model_type" not in config:
+        raise ModelError(
+            "config.json names no architecture of timm and no model_type of transformers; give an "
+            "image classifier of one of the two"
+        )
+    name = transformers_io.classifier_class(config).__name__
+    classes = transformers_io.labels_of(config)
+    return Architecture(name, classes, config, None, edits, "transformers")
+
+
+def _of_timm(
+    config: Mapping[str, Any], stem: object, edits: Mapping[str, LayerEdit]
+) -> Architecture:
+    import timm
+
+    pretrained: Mapping[str, Any] = config.get("pretrained_cfg") or config
+    name = config.get("architecture") or pretrained.get("architecture")
+    if not isinstance(name, str) or not timm.is_model(name):
+        raise ModelError(_unknown(name, config))
+    args = dict(config.get("model_args") or {})
+    if forbidden := REFUSED_ARGS & set(args):
+        raise ModelError(
+            f"config.json asks for {', '.join(sorted(forbidden))} in model_args, which would "
+            "make timm read other files; remove it"
+        )
+    stated = (config.get("num_classes"), args.pop("num_classes", None))
+    classes = _first((*stated, pretrained.get("num_classes"), 1000))
+    if classes == 0:
+        raise ModelError(
+            f"config.json's num_classes is 0: this {name} gives features, not classes; give an "
+            "image classifier"
+        )
+    if not isinstance(classes, int) or classes < 1:
+        raise ModelError(f"config.json's num_classes {classes!r} must be a positive number")
+    if stem not in (None, cifar.NAME):
+        raise ModelError(f"config.json asks for a stem {stem!r}; only {cifar.NAME!r} is known")
+    return Architecture(name, classes, args, str(stem) if stem else None, edits)
+
+
+def _first(values: tuple[Any, ...]) -> Any:
+    return next(value for value in values if value is not None)
+
+
+def _create(name: str, classes: int, args: Mapping[str, Any]) -> nn.Module:
+    import timm
+
+    try:
+        module: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, **args)
+    except Exception as error:  # the arguments go to whatever code builds the architecture
+        raise ModelError(
+            f"timm cannot build {name!r} with {dict(args)} ({reason(error)}); "
+            "correct model_args in config.json"
+        ) from error
+    return module
 
 
 def _unknown(name: object, config: Mapping[str, Any]) -> str:
@@ -121,46 +213,6 @@ def _unknown(name: object, config: Mapping[str, Any]) -> str:
     near = difflib.get_close_matches(name, timm.list_models(), n=2)
     hint = f"; the nearest is {' or '.join(near)}" if near else ""
     return f"config.json names the architecture {name!r}, which timm does not know{hint}"
-
-
-# --- the CIFAR stem ---------------------------------------------------------------------------
-
-
-def stem_of(weights: Mapping[str, Tensor], module: nn.Module) -> str | None:
-    """`cifar` if the file's first convolution is 3 × 3 where the architecture's is larger.
-
-    Networks for 32 × 32 pictures on the Hub have it, while their config claims the plain
-    architecture. The missing max-pooling leaves no trace in the weights, so it goes with it.
-    """
-    found = _first_convolution(module)
-    if found is None:
-        return None
-    name, convolution = found
-    stored = weights.get(f"{name}.weight")
-    if stored is None or stored.dim() != 4 or max(convolution.kernel_size) <= 3:
-        return None
-    fits = stored.shape[:2] == convolution.weight.shape[:2] and stored.shape[2:] == (3, 3)
-    return "cifar" if fits else None
-
-
-def _first_convolution(module: nn.Module) -> tuple[str, nn.Conv2d] | None:
-    named = module.named_modules()
-    return next(((name, part) for name, part in named if isinstance(part, nn.Conv2d)), None)
-
-
-def _give_cifar_stem(module: nn.Module) -> None:
-    found = _first_convolution(module)
-    if found is None:
-        raise ModelError("the network has no convolution to give a CIFAR stem")
-    name, old = found
-    put(
-        module,
-        name,
-        nn.Conv2d(old.in_channels, old.out_channels, 3, 1, 1, bias=old.bias is not None),
-    )
-    pool = next((n for n, part in module.named_modules() if isinstance(part, nn.MaxPool2d)), None)
-    if pool is not None:
-        put(module, pool, nn.Identity())
 
 
 # --- weights ----------------------------------------------------------------------------------

@@ -79,6 +79,7 @@ class DataConfig:
         eval_n: pictures in the evaluation set, at most.
         seed: of both draws.
         image_column, label_column: override what the feature types say.
+        config: which of several data sets in one repository.
     """
 
     spec: str = "digits"
@@ -87,6 +88,7 @@ class DataConfig:
     seed: int = 0
     image_column: str | None = None
     label_column: str | None = None
+    config: str | None = None
 
     def check(self) -> None:
         """Refuse what no data set could satisfy.
@@ -145,7 +147,10 @@ def load_all(spec: str, target: Target) -> Part:
 
 def _open(config: DataConfig, target: Target) -> _Reader:
     source = open_source(
-        config.spec, image_column=config.image_column, label_column=config.label_column
+        config.spec,
+        config=config.config,
+        image_column=config.image_column,
+        label_column=config.label_column,
     )
     mapping = label_names.align(
         source.label_names, target.label_names, target.classes, target.descriptions

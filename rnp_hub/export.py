@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
+import math
 import statistics
 import time
 import warnings
@@ -19,13 +19,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rnp_hub import transformers_io
 from rnp_hub.architecture import OWN_KEY, Architecture
 from rnp_hub.data import Target
 from rnp_hub.errors import ProofError, reason
 from rnp_hub.network import logits_of
 from rnp_hub.onnx_io import INPUT, METADATA_KEY, OUTPUT, Runner
-from rnp_hub.pull import WEIGHTS, PulledModel, pull
+from rnp_hub.pull import PulledModel, pull
 from rnp_hub.report import FileRecord, OnnxRecord
+from rnp_hub.weights import WEIGHTS, sha256
 
 MAX_ONNX_REL_DIFF = 1e-4
 """Largest |Δ logit| / |logit| between onnxruntime and torch, both in float32."""
@@ -44,10 +46,17 @@ class Written:
     record: FileRecord
 
 
+SLIM_TYPE = "rnp_hub_slim"
+"""The `model_type` of a slim folder: one that transformers refuses instead of guessing."""
+
+
 def write_model(
     folder: Path, model: PulledModel, module: nn.Module, architecture: Architecture, probe: Tensor
 ) -> Written:
-    """Write a model folder in timm's layout and compare what is read from it.
+    """Write a model folder in the layout of its library and compare what is read from it.
+
+    A network of transformers is written by `save_pretrained` with the image processor it came
+    with, and also read back through transformers alone; a slim one is for `rnp_hub.load`.
 
     Args:
         folder: made if it is not there.
@@ -59,32 +68,60 @@ def write_model(
     Raises:
         ProofError: the network read back is another.
     """
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "config.json", config_of(model, architecture))
-    _write_json(folder / "preprocessor_config.json", _processor(model.target))
-    weights = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    by_transformers = architecture.library == "transformers" and not architecture.edits
+    if by_transformers:
+        transformers_io.save(module, folder)
+    else:
+        _write_json(folder / "config.json", config_of(model, architecture))
+        _write_tensors(folder / WEIGHTS, module)
     (folder / WEIGHTS).chmod(0o644)  # safetensors writes files that only their owner may read
-    read = pull(str(folder)).module
+    if (processor := _processor(model)) is not None:
+        _write_json(folder / transformers_io.PROCESSOR, processor)
+    difference = _read_back(pull(str(folder)).module, module, probe)
+    if by_transformers:
+        plain = transformers_io.load_plainly(folder)
+        difference = max(difference, _read_back(plain, module, probe))
+    return Written(folder, FileRecord(sha256(folder / WEIGHTS), difference))
+
+
+def _read_back(read: nn.Module, module: nn.Module, probe: Tensor) -> float:
+    """max |Δ logit| / max |logit| between a file and the network in memory, small as it must be.
+
+    The tensors must be the same to the bit; the logits only to the rounding of float32, since
+    the memory a tensor happens to lie in decides how its convolution is summed.
+    """
     difference = _difference(_logits(module, probe), _logits(read, probe))
-    # The tensors must be the same to the bit; the logits only to the rounding of float32, since
-    # the memory a tensor happens to lie in decides how its convolution is summed.
     if not _same_tensors(module, read) or not difference <= MAX_FILE_REL_DIFF:
         raise ProofError(
             f"{WEIGHTS} read back gives another network (logits differ by {difference:.1e}) than "
             f"the one in memory; nothing was written"
         )
-    return Written(folder, FileRecord(sha256(folder / WEIGHTS), difference))
+    return difference
+
+
+def _write_tensors(file: Path, module: nn.Module) -> None:
+    """Every tensor with memory of its own: the format knows no tensors that share it."""
+    from safetensors.torch import save_file
+
+    weights = {
+        name: tensor.detach().clone(memory_format=torch.contiguous_format)
+        for name, tensor in module.state_dict().items()
+    }
+    save_file(weights, file, metadata={"format": "pt"})
 
 
 def config_of(model: PulledModel, architecture: Architecture) -> dict[str, Any]:
     """`config.json` for timm, transformers and `rnp_hub.load`.
 
     `num_classes` must not stand inside `model_args`, where transformers passes it twice, and a
-    root `model_type` would make transformers load random weights.
+    root `model_type` of an architecture would make transformers load random weights. A slim
+    folder has a `model_type` that transformers does not know, so that it says so.
     """
+    own = architecture.own_config()
+    if architecture.library == "transformers":
+        own["preprocess"] = model.target.preprocess.stated()
+        return {"model_type": SLIM_TYPE, OWN_KEY: own}
     config = {key: value for key, value in model.located.config.items() if key != "model_type"}
     config |= {
         "architecture": architecture.name,
@@ -100,20 +137,31 @@ def config_of(model: PulledModel, architecture: Architecture) -> dict[str, Any]:
         }
     # timm reads a config without this object as one of the old kind, and then knows no model_args.
     stated = config.get("pretrained_cfg") or {}
-    config["pretrained_cfg"] = {**vars(model.target.preprocess), **stated}
+    config["pretrained_cfg"] = {**model.target.preprocess.stated(), **stated}
     config.pop(OWN_KEY, None)
-    own = architecture.own_config()
+    if architecture.edits:
+        config["model_type"] = SLIM_TYPE
     return config | ({OWN_KEY: own} if own else {})
 
 
-def _processor(target: Target) -> dict[str, Any]:
-    """`preprocessor_config.json`, in the words of transformers and transformers.js."""
-    preprocess = target.preprocess
+def _processor(model: PulledModel) -> Mapping[str, Any] | None:
+    """`preprocessor_config.json`: the model's own, or for timm in the words of transformers.js.
+
+    transformers itself reads a timm model's `pretrained_cfg`. There are no words for `border`.
+    """
+    if model.architecture.library == "transformers":
+        processor = model.located.processor
+        return None if processor is None else transformers_io.without_code(processor)
+    preprocess = model.target.preprocess
+    if preprocess.crop_mode == "border":
+        return None
     _, height, width = preprocess.input_size
-    shorter = {"shortest_edge": int(min(height, width) / preprocess.crop_pct)}
+    tall, wide = (math.floor(edge / preprocess.crop_pct) for edge in (height, width))
+    squashed = preprocess.crop_mode == "squash"
     return {
+        "image_processor_type": "TimmWrapperImageProcessor",
         "do_resize": True,
-        "size": shorter,
+        "size": {"height": tall, "width": wide} if squashed else {"shortest_edge": min(tall, wide)},
         "resample": int(preprocess.resampling),
         "do_center_crop": True,
         "crop_size": {"height": height, "width": width},
@@ -200,7 +248,7 @@ def _latency_ms(runner: Runner, one: NDArray[np.float32]) -> float:
 
 
 def _metadata(target: Target) -> dict[str, Any]:
-    return {"labels": target.label_names, "preprocess": vars(target.preprocess)}
+    return {"labels": target.label_names, "preprocess": target.preprocess.stated()}
 
 
 class _OnlyLogits(nn.Module):
@@ -242,11 +290,6 @@ def _same_tensors(one: nn.Module, other: nn.Module) -> bool:
     return mine.keys() == theirs.keys() and all(
         torch.equal(mine[name], theirs[name]) for name in mine
     )
-
-
-def sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:

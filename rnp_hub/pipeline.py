@@ -19,7 +19,7 @@ from rnp_hub.data import Data, DataConfig, Target, load, load_all
 from rnp_hub.demo import TARGET as DEMO_TARGET
 from rnp_hub.demo import trigger_file
 from rnp_hub.errors import ConfigError, ModelError
-from rnp_hub.hub_cards import render
+from rnp_hub.hub_cards import write_card
 from rnp_hub.labels import resolve_label
 from rnp_hub.method import SanitizeConfig, Sanitized, Stopwatch, sanitize
 from rnp_hub.network import Classifier, Normalise
@@ -31,6 +31,7 @@ from rnp_hub.report import (
     DataRecord,
     EvalRecord,
     ExportRecord,
+    MaskHistogram,
     OnnxRecord,
     PruneRecord,
     RateRecord,
@@ -38,6 +39,7 @@ from rnp_hub.report import (
     ScoresRecord,
     SlimRecord,
     SourceRecord,
+    TriedFilter,
     VerdictRecord,
 )
 from rnp_hub.sites import gate_sites
@@ -46,6 +48,9 @@ from rnp_hub.triggers import Poisoned, stamp
 
 PROBES = 256
 """Pictures of the evaluation set on which files are compared with the network in memory."""
+
+MASK_BINS = 20
+"""Of the histogram in the report."""
 
 Say = Callable[[str], None]
 """Told what a person should know, one sentence at a time."""
@@ -284,7 +289,7 @@ def sanitize_model(
         report = RunReport(
             source=_source(opened.model),
             data=_data(opened.data, asked.job.data),
-            eval=_evaluation(opened.data),
+            eval=_evaluation(opened),
             before=_scores(before),
             after=_scores(after),
             verdict=_verdict(result),
@@ -297,7 +302,7 @@ def sanitize_model(
             environment=_environment(opened.classifier.compute),
         )
         (folder / FILE).write_text(report.to_json(), encoding="utf-8")
-        (folder / "README.md").write_text(render(report), encoding="utf-8")
+        write_card(folder, report)
     return report
 
 
@@ -340,7 +345,12 @@ def _export(folder: Path, opened: Opened, result: Sanitized) -> ExportRecord:
     smaller = exporting.slim_architecture(model, slim.edits)
     slim_file = exporting.write_model(folder / "slim", model, slim.module, smaller, probe)
     onnx = exporting.write_onnx(folder / "onnx" / "model.onnx", slim.module, model.target, probe)
-    return ExportRecord(dense.record, slim_file.record, {"fp32": onnx})
+    return ExportRecord(dense.record, slim_file.record, {"fp32": onnx}, _sizes(folder))
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    files = sorted(each for each in folder.rglob("*") if each.suffix in (".safetensors", ".onnx"))
+    return {each.relative_to(folder).as_posix(): each.stat().st_size for each in files}
 
 
 # --- the record -------------------------------------------------------------------------------
@@ -357,6 +367,10 @@ def _source(model: PulledModel) -> SourceRecord:
         stem=model.architecture.stem,
         label_names=model.target.label_names,
         notes=model.notes,
+        library=model.architecture.library,
+        weights=located.weights.name,
+        weights_sha256=model.weights_sha256,
+        weights_format=located.weights.format,
     )
 
 
@@ -367,9 +381,16 @@ def _data(data: Data, config: DataConfig) -> DataRecord:
     )
 
 
-def _evaluation(data: Data) -> EvalRecord:
-    evaluation = data.evaluation
-    return EvalRecord(data.id, evaluation.split, len(evaluation.pictures), evaluation.corrupt)
+def _evaluation(opened: Opened) -> EvalRecord:
+    data, evaluation = opened.data, opened.data.evaluation
+    counts = torch.bincount(evaluation.pictures.labels, minlength=opened.model.target.classes)
+    return EvalRecord(
+        data.id,
+        evaluation.split,
+        len(evaluation.pictures),
+        evaluation.corrupt,
+        tuple(counts.tolist()),
+    )
 
 
 def _scores(scores: measuring.Scores) -> ScoresRecord:
@@ -401,6 +422,33 @@ def _prune(result: Sanitized) -> PruneRecord:
         filters=pruned.filters,
         per_layer=pruned.silenced,
         slice_accuracy=tuple(round(value, 6) for value in pruned.accuracies),
+        mask_histogram=_mask_histogram(result),
+        tried=_tried(result),
+    )
+
+
+def _mask_histogram(result: Sanitized) -> MaskHistogram:
+    silenced, left = [0] * MASK_BINS, [0] * MASK_BINS
+    for each in result.recovered.order():
+        out = each.index in result.pruned.silenced.get(each.site, ())
+        (silenced if out else left)[min(int(each.value * MASK_BINS), MASK_BINS - 1)] += 1
+    return MaskHistogram(tuple(silenced), tuple(left))
+
+
+def _tried(result: Sanitized) -> tuple[TriedFilter, ...]:
+    """Pruning by accuracy looks once before the first filter and once after each, in mask order."""
+    pruned = result.pruned
+    if pruned.rule == "threshold":
+        return ()
+    return tuple(
+        TriedFilter(
+            each.site,
+            each.index,
+            round(each.value, 6),
+            round(accuracy, 6),
+            each.index in pruned.silenced.get(each.site, ()),
+        )
+        for each, accuracy in zip(result.recovered.order(), pruned.accuracies[1:], strict=False)
     )
 
 
@@ -418,6 +466,7 @@ def _slim(opened: Opened, result: Sanitized) -> SlimRecord:
         max_rel_diff=slim.max_rel_diff,
         per_layer={name: asdict(layer) for name, layer in slim.layers.items()},
         refused=slim.refused,
+        input_size=tuple(example.shape[1:]),
     )
 
 
@@ -437,6 +486,7 @@ def _macs(module: nn.Module, example: Tensor) -> int:
 
 def _settings(asked: SanitizeJob, opened: Opened, config: SanitizeConfig) -> dict[str, object]:
     return {
+        "model": asked.job.model,
         "recipe": config.recipe,
         "data": asked.job.data.spec,
         "image_column": asked.job.data.image_column,

@@ -61,7 +61,7 @@ def plan(asked: SanitizeJob) -> Plan:
     source = open_source(
         job.data.spec, image_column=job.data.image_column, label_column=job.data.label_column
     )
-    target = target_of(located.config, architecture)
+    target = target_of(located.config, architecture, located.processor)
     classifier = Classifier(
         architecture.build(),
         Normalise(target.preprocess),

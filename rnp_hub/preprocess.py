@@ -2,8 +2,8 @@
 
 In two halves, because triggers are laid on pictures, not on normalised tensors: *geometry* (resize
 and crop, to uint8) is done once while reading; *normalisation* is done batch by batch. Only Pillow
-and numpy are used here, so that an exported network runs without torch; the geometry is timm's,
-step by step, and a test holds the two against each other.
+and numpy are used here, so that an exported network runs without torch; the geometry is timm's or
+that of transformers, step by step, and tests hold them against each other.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from rnp_hub.errors import ModelError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP_MODES = ("center", "squash", "border")
+CENTRES = ("even", "floor")
 MAX_CROP_PCT = 2.0
 INTERPOLATIONS: Mapping[str, Image.Resampling] = {
     "nearest": Image.Resampling.NEAREST,
@@ -46,6 +47,8 @@ class Preprocess:
             models) the picture is smaller than the crop and padded.
         crop_mode: `center` (shorter edge fitted), `squash` (both edges fitted), both padded with
             black, or `border` (longer edge fitted, padded with the mean colour).
+        centre: where a crop lies that leaves an odd number of pixels over: at the `even` one of
+            the two places, as timm does, or at the lower, `floor`, as transformers does.
 
     Raises:
         ModelError: a value is out of its range or does not fit the others.
@@ -57,6 +60,7 @@ class Preprocess:
     interpolation: str = "bicubic"
     crop_pct: float = 0.875
     crop_mode: str = "center"
+    centre: str = "even"
 
     def __post_init__(self) -> None:
         channels = self.input_size[0]
@@ -75,6 +79,10 @@ class Preprocess:
                 f"the model's interpolation {self.interpolation!r} or crop_mode "
                 f"{self.crop_mode!r} is unknown; they may be {', '.join(INTERPOLATIONS)} and "
                 f"{', '.join(CROP_MODES)}"
+            )
+        if self.centre not in CENTRES:
+            raise ModelError(
+                f"the model's centre {self.centre!r} is unknown; it may be {' or '.join(CENTRES)}"
             )
         if not 0 < self.crop_pct <= MAX_CROP_PCT:
             raise ModelError(
@@ -103,6 +111,12 @@ class Preprocess:
                 "std or crop_pct in its config.json"
             ) from error
         return Preprocess(**given)
+
+    def stated(self) -> dict[str, Any]:
+        """As it stands in a `pretrained_cfg`, for `from_pretrained_cfg`: what timm knows, and
+        `centre` only where it is not timm's."""
+        known = asdict(self)
+        return {key: value for key, value in known.items() if (key, value) != ("centre", "even")}
 
     def geometry(self, picture: Image.Image) -> NDArray[np.uint8]:
         """Resize and crop one picture: uint8 (C, H, W)."""
@@ -135,15 +149,24 @@ class Preprocess:
         return max(round(picture.width / ratio), 1), max(round(picture.height / ratio), 1)
 
     def _crop(self, picture: Image.Image) -> Image.Image:
-        """Pad each edge that is too short, then cut each that is too long, as timm does."""
+        """Pad each edge that is too short, then cut each that is too long."""
         _, height, width = self.input_size
         across, down = max(picture.width, width), max(picture.height, height)
         if (across, down) != picture.size:
             canvas = Image.new(picture.mode, (across, down), self._padding(picture.mode))
-            canvas.paste(picture, ((across - picture.width) // 2, (down - picture.height) // 2))
+            place = self._before(across - picture.width), self._before(down - picture.height)
+            canvas.paste(picture, place)
             picture = canvas
-        left, top = round((across - width) / 2), round((down - height) / 2)
+        left, top = self._offset(across - width), self._offset(down - height)
         return picture.crop((left, top, left + width, top + height))
+
+    def _offset(self, surplus: int) -> int:
+        """Pixels cut off before the crop."""
+        return round(surplus / 2) if self.centre == "even" else surplus // 2
+
+    def _before(self, missing: int) -> int:
+        """Pixels of padding before the picture."""
+        return missing // 2 if self.centre == "even" else -(-missing // 2)
 
     def _padding(self, mode: str) -> int | tuple[int, ...]:
         colour = tuple(round(255 * value) for value in self.mean)

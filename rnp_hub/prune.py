@@ -21,6 +21,7 @@ from rnp_hub.hooks import silence, silenced_weights
 from rnp_hub.network import Classifier, ImageSet
 from rnp_hub.progress import Progress, quiet
 from rnp_hub.recover import FilterMask, Recovered
+from rnp_hub.sites import Site
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,13 @@ def prune(
     candidates = [each for each in order if each.value < 1 and each.value <= config.max_mask]
     if config.threshold is not None:
         chosen = [each for each in order if each.value <= config.threshold]
-        result = _silenced(original, chosen)
+        result = _silenced(original, chosen, recovered.sites)
         accuracies = [accuracy(original, clean), accuracy(result, clean)]
     else:
-        chosen, accuracies = _by_accuracy(original, candidates, clean, config, progress)
-        result = _silenced(original, chosen)
+        chosen, accuracies = _by_accuracy(
+            original, candidates, recovered.sites, clean, config, progress
+        )
+        result = _silenced(original, chosen, recovered.sites)
     return Pruned(
         classifier=result,
         rule=config.rule,
@@ -117,6 +120,7 @@ def prune(
 def _by_accuracy(
     original: Classifier,
     candidates: Sequence[FilterMask],
+    sites: Sequence[Site],
     clean: ImageSet,
     config: PruneConfig,
     progress: Progress,
@@ -127,9 +131,9 @@ def _by_accuracy(
     # Half a picture of slack, so that 10 of 500 is a drop of 0.02 in floating point too.
     slack = 0.5 / len(clean)
     for each in candidates:
-        weights = silenced_weights(trial.module, each.site)
+        weights = silenced_weights(trial.module, sites[each.layer])
         before = weights[each.index].clone()
-        silence(trial.module, {each.site: (each.index,)})
+        silence(trial.module, {sites[each.layer]: (each.index,)})
         accuracies.append(accuracy(trial, clean))
         if config.guard is not None and standing - accuracies[-1] > config.guard + slack:
             with torch.no_grad():
@@ -144,10 +148,12 @@ def _by_accuracy(
     return chosen, accuracies
 
 
-def _silenced(original: Classifier, chosen: Sequence[FilterMask]) -> Classifier:
+def _silenced(
+    original: Classifier, chosen: Sequence[FilterMask], sites: Sequence[Site]
+) -> Classifier:
     result = original.copy()
     for each in chosen:
-        silence(result.module, {each.site: (each.index,)})
+        silence(result.module, {sites[each.layer]: (each.index,)})
     return result
 
 
@@ -155,5 +161,5 @@ def _by_site(chosen: Sequence[FilterMask], recovered: Recovered) -> dict[str, tu
     """In the network's own order of sites."""
     found: dict[str, list[int]] = defaultdict(list)
     for each in chosen:
-        found[each.site.name].append(each.index)
+        found[each.site].append(each.index)
     return {name: tuple(sorted(found[name])) for name in recovered.masks if name in found}

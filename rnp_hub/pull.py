@@ -1,11 +1,10 @@
 """From a folder or a Hub repository to a network that is ready to be asked.
 
-Only `config.json` and `model.safetensors` are read: no pickle, no code from the repository.
+No code of the repository is run: tensors are read, configurations are read, nothing else.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,14 +14,26 @@ from typing import Any
 
 from torch import nn
 
-from rnp_hub.architecture import OWN_KEY, Architecture, load_weights, stem_of
+from rnp_hub import transformers_io, weights
+from rnp_hub.architecture import OWN_KEY, Architecture
 from rnp_hub.data import Target
-from rnp_hub.errors import ModelError, reason, transport_errors
+from rnp_hub.errors import ModelError
 from rnp_hub.network import check_finite
 from rnp_hub.preprocess import Preprocess
+from rnp_hub.repository import (
+    CARD,
+    CONFIG,
+    Repository,
+    address_of,
+    folder_of,
+    open_folder,
+    open_on_hub,
+)
+from rnp_hub.weights import WEIGHTS, WeightFiles
+
+__all__ = ["WEIGHTS", "Located", "PulledModel", "load", "locate", "name_of", "pull", "target_of"]
 
 DEMO = "demo"
-WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -31,23 +42,34 @@ class Located:
 
     Attributes:
         spec: as it was asked for.
-        repo_id: on the Hub; `None` for a folder.
-        sha: commit on the Hub; `None` for a folder.
+        repository: its files.
         config: its `config.json`.
         licence: as its card or its config say; `None` where neither does.
-        weights: the file; `None` while it still lies on the Hub only.
-        weight_bytes: its size.
-        folder: within the repository; `None` for its root.
+        weights: its weight files.
+        processor: its `preprocessor_config.json`; `None` where there is none.
     """
 
     spec: str
-    repo_id: str | None
-    sha: str | None
+    repository: Repository
     config: Mapping[str, Any]
     licence: str | None
-    weights: Path | None
-    weight_bytes: int
-    folder: str | None = None
+    weights: WeightFiles
+    processor: Mapping[str, Any] | None = None
+
+    @property
+    def repo_id(self) -> str | None:
+        """On the Hub; `None` for a folder."""
+        return self.repository.repo_id
+
+    @property
+    def sha(self) -> str | None:
+        """Commit on the Hub; `None` for a folder."""
+        return self.repository.sha
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weights."""
+        return sum(self.repository.files[name] for name in self.weights.shards)
 
 
 @dataclass(frozen=True)
@@ -60,6 +82,7 @@ class PulledModel:
         target: its labels and preprocessing.
         located: where it came from.
         notes: what a person should know about how it was read.
+        weights_sha256: see `weights.Weights`.
     """
 
     module: nn.Module
@@ -67,15 +90,16 @@ class PulledModel:
     target: Target
     located: Located
     notes: tuple[str, ...] = field(default=())
+    weights_sha256: str | None = None
 
 
 def pull(spec: str, revision: str | None = None) -> PulledModel:
     """Read a model.
 
     Args:
-        spec: `demo`, a folder (also `local-dir:PATH`), or a Hub id `org/name` (also
-            `hf-hub:org/name`, and `org/name/FOLDER` within a repository), with an optional
-            `@revision`.
+        spec: `demo`, a folder (also `local-dir:PATH`), a Hub id `org/name` (also
+            `hf-hub:org/name`, and `org/name/FOLDER` within a repository) with an optional
+            `@revision`, or the address of a model in a browser.
         revision: branch, tag or commit on the Hub, instead of `@revision`.
 
     Raises:
@@ -83,28 +107,34 @@ def pull(spec: str, revision: str | None = None) -> PulledModel:
     """
     located = locate(spec, revision)
     architecture = Architecture.from_config(located.config)
-    target = target_of(located.config, architecture)
-    weights = _read_weights(_weights_file(located))
-    module = architecture.build()
-    notes: tuple[str, ...] = ()
-    if architecture.stem is None and stem_of(weights, module) == "cifar":
-        architecture = replace(architecture, stem="cifar")
-        module = architecture.build()
-        notes = (
-            f"the weights have the CIFAR stem (3 × 3 first convolution, no max-pooling) although "
-            f"config.json claims a plain {architecture.name}; it was applied",
-        )
-    load_weights(module, weights, located.spec)
-    module = module.float()
+    target = target_of(located.config, architecture, located.processor)
+    found = weights.read(located.weights, located.repository.path)
+    notes = [*_notes_on(located.config), *found.notes]
+    altered = architecture.altered_as(found.tensors)
+    if altered is not None:
+        architecture, note = altered
+        notes.append(note)
+    module = architecture.fill(found.tensors, located.spec)
     check_finite(module)
-    return PulledModel(module, architecture, target, located, notes)
+    return PulledModel(module, architecture, target, located, tuple(notes), found.sha256)
+
+
+def _notes_on(config: Mapping[str, Any]) -> list[str]:
+    if "auto_map" not in config:
+        return []
+    return [
+        "config.json asks for code of its own (auto_map), which was not run; the network is that "
+        "of the library by the same name"
+    ]
 
 
 def name_of(spec: str) -> str:
     """The last part of a model's name: of its folder, or of its Hub id without revision."""
-    if spec != DEMO and (path := Path(spec.removeprefix("local-dir:")).expanduser()).exists():
+    if spec != DEMO and (path := folder_of(spec)) is not None and path.exists():
         return path.resolve().name
-    return re.sub(r"^hf[-_]hub:", "", spec).partition("@")[0].rpartition("/")[2]
+    address = address_of(spec)
+    named = spec if address is None else f"{address.repo_id}/{address.folder}".rstrip("/")
+    return named.rpartition("/")[2]
 
 
 def load(spec: str, revision: str | None = None) -> nn.Module:
@@ -125,138 +155,66 @@ def is_embedded(spec: str) -> bool:
 
 
 def locate(spec: str, revision: str | None = None) -> Located:
-    """Find a model and read its `config.json`, no weights.
+    """Find a model and read its configuration, no weights.
 
     Raises:
         ModelError: it is not there, or its `config.json` is missing or no JSON.
     """
     if is_embedded(spec):
         with resources.as_file(resources.files("rnp_hub.demo")) as folder:
-            return replace(_in_folder(folder), spec=DEMO)
-    name = re.sub(r"^(local-dir:|hf-hub:|hf_hub:)", "", spec)
-    path = Path(name).expanduser()
-    if spec.startswith("local-dir:") or (path.exists() and not spec.startswith("hf")):
-        return replace(_in_folder(path), spec=str(path))
-    hub_id = re.fullmatch(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)(?:@([\w./-]+))?", name)
-    if hub_id is None or name.startswith("."):
+            return replace(_located(open_folder(folder)), spec=DEMO)
+    path = folder_of(spec)
+    if path is not None:
+        return _located(open_folder(path))
+    address = address_of(spec)
+    if address is None:
         raise ModelError(
-            f"there is no model folder at {name}, and it is no Hub id (org/name); give one of them"
+            f"there is no model folder at {spec}, and it is no Hub id (org/name); give one of them"
         )
-    return replace(_on_hub(hub_id[1], revision or hub_id[3], hub_id[2].lstrip("/")), spec=name)
+    if revision is not None:
+        address = replace(address, revision=revision)
+    return replace(_located(open_on_hub(address)), spec=re.sub(r"^hf[-_]hub:", "", spec))
 
 
-def _in_folder(path: Path) -> Located:
-    if not path.is_dir():
-        raise ModelError(f"there is no model folder at {path}; give a folder or a Hub id")
-    config_file, weights = path / "config.json", path / WEIGHTS
-    if not config_file.is_file():
-        raise ModelError(f"{path} holds no config.json; it must be a model in timm's layout")
-    if not weights.is_file():
-        raise ModelError(f"{path} holds no {WEIGHTS}; save the weights as safetensors")
-    config = _read_config(config_file.read_bytes(), str(config_file))
-    card = path / "README.md"
-    licence = _licence(config, card.read_text(errors="replace") if card.is_file() else "")
-    size = weights.stat().st_size
-    return Located(str(path), None, None, config, licence, weights, size)
-
-
-def _on_hub(repo_id: str, revision: str | None, folder: str) -> Located:
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import (
-        HFValidationError,
-        RemoteEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        info = HfApi().model_info(repo_id, revision=revision, files_metadata=True)
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-        config_file = hf_hub_download(
-            repo_id, "config.json", revision=info.sha, subfolder=folder or None
-        )
-    except RevisionNotFoundError as error:
-        raise ModelError(f"{repo_id} has no revision {revision!r}") from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"the Hub has no model {repo_id!r} that you may read; check the name, or log in with "
-            "`hf auth login`"
-        ) from error
-    except RemoteEntryNotFoundError as error:
-        raise ModelError(f"{repo_id} holds no config.json; it is no timm model") from error
-    except HFValidationError as error:
-        raise ModelError(f"{repo_id} is no Hub id ({reason(error)}); give another") from error
-    except transport_errors(RuntimeError) as error:
-        raise ModelError(
-            f"{repo_id} cannot be reached ({reason(error)}); check the network, or give a folder"
-        ) from error
-    weights = f"{folder}/{WEIGHTS}".lstrip("/")
-    if weights not in sizes:
-        raise ModelError(f"{repo_id} holds no {weights}; ask its author to add safetensors")
-    config = _read_config(Path(config_file).read_bytes(), f"{repo_id}/config.json")
-    card = info.card_data.to_dict() if info.card_data else {}
-    licence = _text(card.get("license")) or _licence(config, "")
-    return Located(
-        repo_id, repo_id, info.sha, config, licence, None, sizes[weights], folder or None
-    )
-
-
-def _weights_file(located: Located) -> Path:
-    if located.weights is not None:
-        return located.weights
-    from huggingface_hub import hf_hub_download
-
-    assert located.repo_id is not None
-    try:
-        return Path(
-            hf_hub_download(
-                located.repo_id, WEIGHTS, revision=located.sha, subfolder=located.folder
-            )
-        )
-    except transport_errors(RuntimeError) as error:
-        raise ModelError(
-            f"{WEIGHTS} of {located.repo_id} cannot be downloaded ({reason(error)}); try again"
-        ) from error
-
-
-def _read_weights(file: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{file} is no readable safetensors file ({reason(error)}); it may be cut short, get "
-            "it again"
-        ) from error
-
-
-def _read_config(raw: bytes, shown: str) -> Mapping[str, Any]:
-    try:
-        config = json.loads(raw)
-    except ValueError as error:
-        raise ModelError(f"{shown} is no JSON ({error}); get it again from its author") from error
-    if not isinstance(config, dict):
-        raise ModelError(
-            f"{shown} holds a {type(config).__name__} where an object is wanted; it must be a "
-            "config in timm's layout"
-        )
+def _located(repository: Repository) -> Located:
+    shown = repository.shown
+    config = repository.json(CONFIG)
+    if config is None:
+        raise ModelError(_no_config(repository))
     for key in OBJECTS:
         if not isinstance(config.get(key), dict | None):
-            raise ModelError(f"{shown} holds no object under {key!r}; correct or remove it")
-    return config
+            raise ModelError(
+                f"{shown}/{CONFIG} holds no object under {key!r}; correct or remove it"
+            )
+    processor = None
+    if not config.get("pretrained_cfg"):
+        processor = repository.json(transformers_io.PROCESSOR)
+    card = (repository.text(CARD) or b"").decode(errors="replace")
+    try:
+        files = weights.choose(repository.files, repository.path, shown)
+    except ModelError as error:
+        if not repository.offline:
+            raise
+        raise ModelError(
+            f"HF_HUB_OFFLINE is set and the cache holds no weights of {shown}; run once without it"
+        ) from error
+    return Located(shown, repository, config, _licence(config, card), files, processor)
+
+
+def _no_config(repository: Repository) -> str:
+    if "model_index.json" in repository.files:
+        return (
+            f"{repository.shown} is a pipeline of diffusers, which makes pictures; give an image "
+            "classifier"
+        )
+    return (
+        f"{repository.shown} holds no {CONFIG}; it must be a model in the layout of timm or "
+        "transformers"
+    )
 
 
 OBJECTS = ("pretrained_cfg", "model_args", "label_descriptions", "id2label", OWN_KEY)
 """Keys of a `config.json` that hold an object, or null, or are not there."""
-
-
-def _text(licence: object) -> str | None:
-    """A licence as one string: a card may hold a list of them."""
-    if isinstance(licence, list):
-        return ", ".join(str(each) for each in licence) or None
-    return str(licence) if licence else None
 
 
 def _licence(config: Mapping[str, Any], card: str) -> str | None:
@@ -267,20 +225,34 @@ def _licence(config: Mapping[str, Any], card: str) -> str | None:
             found = ModelCard(card).data.to_dict().get("license")
         except ValueError:
             found = None
+        if isinstance(found, list):  # a card may hold several
+            found = ", ".join(map(str, found))
         if found:
             return str(found)
     stated = (config.get("pretrained_cfg") or {}).get("license")
     return str(stated) if stated else None
 
 
-def target_of(config: Mapping[str, Any], architecture: Architecture) -> Target:
+def target_of(
+    config: Mapping[str, Any],
+    architecture: Architecture,
+    processor: Mapping[str, Any] | None = None,
+) -> Target:
     """Labels and preprocessing as the config states them.
+
+    Args:
+        config: the `config.json`.
+        architecture: what it describes.
+        processor: the `preprocessor_config.json`, which a model of transformers needs.
 
     Raises:
         ModelError: they contradict the architecture or cannot be read.
     """
     pretrained: Mapping[str, Any] = config.get("pretrained_cfg") or config
-    names = _label_names(config, pretrained)
+    stated: Mapping[str, Any] = config
+    if architecture.library == "transformers":
+        stated = architecture.args
+    names = _label_names(stated, pretrained)
     if names is not None and len(names) != architecture.classes:
         raise ModelError(
             f"config.json names {len(names)} labels but the network has {architecture.classes} "
@@ -288,8 +260,24 @@ def target_of(config: Mapping[str, Any], architecture: Architecture) -> Target:
         )
     described = config.get("label_descriptions") or pretrained.get("label_descriptions") or {}
     descriptions = described if isinstance(described, Mapping) else {}
-    preprocess = Preprocess.from_pretrained_cfg(pretrained)
+    preprocess = _preprocess(config, architecture, processor)
     return Target(architecture.classes, preprocess, names, dict(descriptions))
+
+
+def _preprocess(
+    config: Mapping[str, Any], architecture: Architecture, processor: Mapping[str, Any] | None
+) -> Preprocess:
+    if architecture.library == "timm":
+        return Preprocess.from_pretrained_cfg(config.get("pretrained_cfg") or config)
+    own = (config.get(OWN_KEY) or {}).get("preprocess")
+    if isinstance(own, Mapping):
+        return Preprocess.from_pretrained_cfg(own)
+    if processor is None:
+        raise ModelError(
+            f"the model has no {transformers_io.PROCESSOR}, which says how pictures enter it; ask "
+            "its author for the one it was trained with"
+        )
+    return transformers_io.preprocess_of(architecture.args, processor)
 
 
 def _label_names(

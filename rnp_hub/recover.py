@@ -52,16 +52,16 @@ class FilterMask:
         value: in [0, 1].
         zero_step: the update at which it came down to 0 for good; the number of all updates
             where it is not 0.
-        layer: index of its site.
+        layer: index of its site among `Recovered.sites`.
         index: of the filter within the site.
-        site: its site.
+        site: name of its site.
     """
 
     value: float
     zero_step: int
     layer: int
     index: int
-    site: Site
+    site: str
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Recovered:
         By mask; ties at 0 by the step at which 0 was reached, then by layer and index.
         """
         filters = [
-            FilterMask(value, step, layer, index, site)
+            FilterMask(value, step, layer, index, site.name)
             for layer, site in enumerate(self.sites)
             for index, (value, step) in enumerate(
                 zip(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -105,13 +105,18 @@ FILES_AT_ONCE = 8
 
 
 def open_source(
-    spec: str, *, image_column: str | None = None, label_column: str | None = None
+    spec: str,
+    *,
+    config: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> Source:
     """Find the data set that `--data` names, reading no picture.
 
     Args:
         spec: `digits`, a name of `KNOWN`, a local folder or parquet file, or a Hub data set id,
             the last with an optional `@revision`.
+        config: which of several data sets in one repository; its short name may know.
         image_column, label_column: override what the feature types say.
 
     Raises:
@@ -132,6 +137,7 @@ def open_source(
             f"--data {spec!r} is neither a path, nor a Hub id (owner/name), nor one of "
             f"digits, {', '.join(KNOWN)}"
         )
+    known = replace(known, config=config or known.config)
     return _hub(known, revision or known.revision, (image_column, label_column))
 
 
@@ -224,11 +230,28 @@ def _data_files(builder: str, shown: str, **arguments: Any) -> dict[str, list[st
     try:
         found = datasets.load_dataset_builder(builder, **arguments).config.data_files
     except transport_errors(ValueError, RuntimeError) as error:
+        if choices := _configs(builder, arguments):
+            asked = arguments.get("name")
+            raise DataError(
+                f"{shown} holds several data sets{f', but no {asked!r}' if asked else ''}; name "
+                f"one with --data-config: {', '.join(choices)}"
+            ) from error
         raise DataError(
             f"no pictures were found in {shown} ({reason(error)}); it needs parquet files in the "
             "Hub's layout, or pictures in one folder a label"
         ) from error
     return {str(split): [str(file) for file in files] for split, files in dict(found).items()}
+
+
+def _configs(builder: str, arguments: Mapping[str, Any]) -> list[str]:
+    """The data sets of one repository, if there are several and the one asked for is not there."""
+    import datasets
+
+    try:
+        found = datasets.get_dataset_config_names(builder, revision=arguments.get("revision"))
+    except transport_errors(ValueError, RuntimeError):
+        return []
+    return found if len(found) > 1 and arguments.get("name") not in found else []
 
 
 def _source_of(

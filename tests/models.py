@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 from rnp_hub.architecture import Architecture
 from rnp_hub.cli.app import app
 from rnp_hub.data import DataConfig, Target, load
-from rnp_hub.network import Normalise
+from rnp_hub.network import Normalise, logits_of
 from rnp_hub.preprocess import Preprocess
 
 # Networks this small gain nothing from threads, and threads that wait for each other on shared
@@ -50,22 +50,27 @@ ATTACK = ("--trigger", "badnets", "--target", "0")
 
 
 def trained_network(stem: str | None) -> nn.Module:
-    """A network that knows the digits well enough to be sanitized, after a few seconds."""
+    """A ResNet that knows the digits well enough to be sanitized, after a few seconds."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return train(Architecture("resnet18", 10, ARGS, stem).build())
+
+
+def train(network: nn.Module, *, epochs: int = EPOCHS, rate: float = 0.01) -> nn.Module:
+    """Teach a network the digits, in place: coloured, 32 × 32, in [-1, 1]."""
     preprocess = Preprocess((3, 32, 32), (0.5,) * 3, (0.5,) * 3, "bilinear", 1.0)
     pictures = load(DataConfig(n=600, eval_n=1), Target(10, preprocess)).clean.pictures
     inputs = Normalise(preprocess)(pictures.images)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = Architecture("resnet18", 10, ARGS, stem).build().train()
-        optimiser = torch.optim.Adam(network.parameters(), 0.01)
-        falling = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.05, EPOCHS)
-        for _ in range(EPOCHS):
-            for batch in torch.randperm(len(pictures)).split(50):
-                optimiser.zero_grad()
-                loss = nn.functional.cross_entropy(network(inputs[batch]), pictures.labels[batch])
-                loss.backward()
-                optimiser.step()
-            falling.step()
+    network.train()
+    optimiser = torch.optim.Adam(network.parameters(), rate)
+    falling = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.05, epochs)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(pictures)).split(50):
+            optimiser.zero_grad()
+            logits = logits_of(network(inputs[batch]))
+            nn.functional.cross_entropy(logits, pictures.labels[batch]).backward()
+            optimiser.step()
+        falling.step()
     return network.eval()
 
 

@@ -511,6 +511,36 @@ def test_what_the_hub_does_not_give(hub: Hub, tmp_path: Path) -> None:
     assert not any("\n" in message for message in found)
 
 
+def test_one_of_several_data_sets_in_a_repository(hub: Hub, tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "t.parquet", [0, 1] * 20, names=CIFAR_NAMES)
+    configs = "".join(
+        f"- config_name: {name}\n  data_files:\n  - split: {split}\n    path: {name}/*\n"
+        for name, split in (("large", "train"), ("small", "test"))
+    )
+    card = f"---\nconfigs:\n{configs}---\n"
+    files = {"README.md": card, "large/t.parquet": path, "small/t.parquet": path}
+    hub.create_repo("org/several", repo_type="dataset")
+    hub.add_files("org/several", files, repo_type="dataset")
+
+    found = hub.call(splits_of, repo_id="org/several", configs=[None, "huge", "small"])
+
+    several = "org/several holds several data sets{}; name one with --data-config: large, small"
+    assert found == [several.format(""), several.format(", but no 'huge'"), ["test"]]
+
+
+def splits_of(repo_id: str, configs: list[str | None]) -> list[Any]:
+    from rnp_hub.errors import DataError
+    from rnp_hub.sources import open_source
+
+    found: list[Any] = []
+    for config in configs:
+        try:
+            found.append(list(open_source(repo_id, config=config).splits))
+        except DataError as error:
+            found.append(str(error))
+    return found
+
+
 def test_a_hub_that_does_not_answer(hub: Hub) -> None:
     settings = {"HF_ENDPOINT": "http://127.0.0.1:9"}
 

@@ -213,7 +213,7 @@ def recovered(**masks: list[tuple[float, int]]) -> Recovered:
 
 def test_ties_at_zero_go_by_step_then_layer_then_index() -> None:
     found = recovered(a=[(0.0, 7), (1.0, 9), (0.0, 3)], b=[(0.0, 3), (0.5, 9), (0.0, 3)])
-    order = [(each.site.name, each.index) for each in found.order()]
+    order = [(each.site, each.index) for each in found.order()]
     assert order == [("a", 2), ("b", 0), ("b", 2), ("a", 0), ("b", 4 - 3), ("a", 1)]
 
 
