@@ -20,7 +20,6 @@ from rnp_hub.data import Data, DataConfig, Target, load, load_all
 from rnp_hub.demo import TARGET as DEMO_TARGET
 from rnp_hub.demo import trigger_file
 from rnp_hub.errors import ConfigError, ModelError, RnpHubError
-from rnp_hub.hooks import gate_sites
 from rnp_hub.hub_cards import write_card
 from rnp_hub.labels import resolve_label
 from rnp_hub.method import SanitizeConfig, Sanitized, Stopwatch, sanitize
@@ -46,6 +45,7 @@ from rnp_hub.report import (
     TriedFilter,
     VerdictRecord,
 )
+from rnp_hub.sites import gate_sites
 from rnp_hub.slim import WAYS
 from rnp_hub.triggers import Poisoned, stamp
 
@@ -298,12 +298,13 @@ def _sanitize(asked: SanitizeJob, progress: Progress, say: Say) -> tuple[RunRepo
     """Write the folder; give back its report, and what the network in memory answers."""
     watch = Stopwatch()
     opened = watch.time("open", lambda: open_job(asked.job, say))
-    gate_sites(opened.model.module)  # a network without any shall hear that first
+    clean = opened.data.clean.pictures
+    # A network without any site shall hear that first.
+    gate_sites(opened.model.module, opened.classifier.transform(clean.images[:2]))
     _refuse_chance(opened)
     config = asked.config(flip=_flip(asked, opened.data, say))
     original = opened.model.module
     before = watch.time("before", lambda: opened.score(original, "before", progress))
-    clean = opened.data.clean.pictures
     result = sanitize(
         original,
         clean.images,
