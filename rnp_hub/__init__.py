@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from rnp_hub.hooks import gate_sites
     from rnp_hub.method import SanitizeConfig, Sanitized, sanitize
     from rnp_hub.pull import load
+    from rnp_hub.sites import gate_sites
 
 __all__ = ["SanitizeConfig", "Sanitized", "__version__", "gate_sites", "load", "sanitize"]
 
 _HOMES = {
     "SanitizeConfig": "method",
     "Sanitized": "method",
-    "gate_sites": "hooks",
+    "gate_sites": "sites",
     "load": "pull",
     "sanitize": "method",
 }

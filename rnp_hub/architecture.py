@@ -14,13 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from rnp_hub import cifar, transformers_io
+from rnp_hub.edits import LayerEdit, apply_edits, edits_from_json, edits_to_json
 from rnp_hub.errors import ModelError, reason
-from rnp_hub.slim import LayerEdit, apply_edits
 
 OWN_KEY = "rnp_hub"
 """Where in a `config.json` stands what neither timm nor transformers knows."""
-
-SLIM_SCHEMA = "rnp-hub/slim/1"
 
 REFUSED_ARGS = {
     "cache_dir",
@@ -64,7 +62,7 @@ class Architecture:
             ModelError: it names no architecture of either, or holds what must not be in it.
         """
         own = config.get(OWN_KEY) or {}
-        edits = _read_edits(own.get("slim"))
+        edits = edits_from_json(own.get("slim"))
         theirs = own.get("transformers")
         if theirs is not None and not isinstance(theirs, dict):
             raise ModelError(
@@ -82,7 +80,7 @@ class Architecture:
         if self.stem:
             own["stem"] = self.stem
         if self.edits:
-            own["slim"] = _write_edits(self.edits)
+            own["slim"] = edits_to_json(self.edits)
         if self.edits and self.library == "transformers":
             own["transformers"] = dict(self.args)
         return own
@@ -126,13 +124,15 @@ class Architecture:
         """
         if self.library != "timm" or self.stem or self.edits:
             return None
+        if not cifar.possible(self.name, weights):
+            return None  # and no network needs to be built to know
         arguments = cifar.arguments(self.name, weights)
         plain = _create(self.name, self.classes, {**self.args, **arguments})
         if not cifar.recognised(plain, weights):
             return None
         note = (
-            f"the weights have the CIFAR stem ({cifar.describe(plain)}) although config.json claims "
-            f"a plain {self.name}; it was applied"
+            f"the weights have the CIFAR stem ({cifar.describe(plain)}) although config.json "
+            f"claims a plain {self.name}; it was applied"
         )
         return replace(self, stem=cifar.NAME, args={**self.args, **arguments}), note
 
@@ -215,50 +215,7 @@ def _unknown(name: object, config: Mapping[str, Any]) -> str:
     return f"config.json names the architecture {name!r}, which timm does not know{hint}"
 
 
-# --- edits in a config ------------------------------------------------------------------------
-
-
-def _write_edits(edits: Mapping[str, LayerEdit]) -> dict[str, Any]:
-    import timm
-
-    layers = {
-        name: {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in vars(edit).items()
-            if value not in (None, False)
-        }
-        for name, edit in edits.items()
-    }
-    return {"schema": SLIM_SCHEMA, "timm": timm.__version__, "layers": layers}
-
-
-def _read_edits(slim: Any) -> dict[str, LayerEdit]:
-    if slim is None:
-        return {}
-    if not isinstance(slim, Mapping) or slim.get("schema") != SLIM_SCHEMA:
-        schema = slim.get("schema") if isinstance(slim, Mapping) else slim
-        raise ModelError(
-            f"the slim model is written in schema {schema!r} but this version reads "
-            f"{SLIM_SCHEMA!r}; update rnp-hub"
-        )
-    try:
-        return {str(name): _read_edit(edit) for name, edit in slim["layers"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ModelError(
-            f"the slim model's edits cannot be read ({error!r}); get its config.json again"
-        ) from error
-
-
-def _read_edit(edit: Mapping[str, Any]) -> LayerEdit:
-    indices = {
-        key: tuple(int(index) for index in edit[key])
-        for key in ("outputs", "inputs", "standing")
-        if key in edit
-    }
-    unknown = set(edit) - {"outputs", "inputs", "standing", "bias"}
-    if unknown:
-        raise ValueError(f"unknown edit {sorted(unknown)[0]!r}")
-    return LayerEdit(**indices, bias=bool(edit.get("bias", False)))
+# --- weights ----------------------------------------------------------------------------------
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], shown: str) -> None:

@@ -7,8 +7,8 @@ of those that were replaced along with them, and proved by the accuracy on clean
 | architecture | how it is told | what goes with it |
 |---|---|---|
 | ResNets and others | first convolution 3 × 3 | stride 1, no max-pooling |
-| DenseNets | and no `norm0`, half as many channels as the growth allows | no norm and no pooling there |
-| VGGs | no hidden layers before the classifier | the classifier reads the last convolution |
+| DenseNets | that, and no `norm0` | growth half its channels, neither norm nor pooling |
+| VGGs | no hidden layers before the classifier | it reads the last convolution |
 
 Source: the `detectors` package (github.com/edadaltocg/detectors), whose networks these are.
 """
@@ -37,6 +37,17 @@ def arguments(name: str, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"growth_rate": stored.shape[0] // 2}  # a DenseNet begins with twice its growth
 
 
+def possible(name: str, weights: Mapping[str, Tensor]) -> bool:
+    """Whether weights of this architecture may be altered; cheap, and never wrongly `False`."""
+    import timm
+
+    first = getattr(timm.get_pretrained_cfg(name), "first_conv", None)
+    stored = weights.get(f"{first}.weight")
+    if name.startswith("vgg") or not isinstance(first, str) or stored is None:
+        return True
+    return stored.shape[2:] == (3, 3)
+
+
 def recognised(module: nn.Module, weights: Mapping[str, Tensor]) -> bool:
     """Whether the weights are those of the altered network where `module` is the plain one."""
     if _hidden_layers(module) is not None:
@@ -58,7 +69,7 @@ def describe(module: nn.Module) -> str:
     if _hidden_layers(module) is not None:
         return "no hidden layers before the classifier"
     if _has(module, _DENSE_NORM):
-        return "3 × 3 first convolution, no norm and no pooling behind it"
+        return "3 × 3 first convolution, neither norm nor pooling behind it"
     return "3 × 3 first convolution, no max-pooling"
 
 

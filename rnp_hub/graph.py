@@ -1,81 +1,39 @@
-"""The network as a graph of operations: who feeds whom, through which weights.
+"""The network as a graph of operations: who feeds whom, through which layers.
 
-Traced with torch.export, because it sees through functional calls (`F.relu`, `x + y`) and names
-the parameters each operation reads, so that nothing here needs to know a network's class.
+Traced with torch.export, because it sees through functional calls (`F.relu`, `x + y`), keeps an
+operation such as attention in one piece and names the module each operation ran in, so that nothing
+here needs to know a network's class.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rnp_hub.errors import ModelError, reason
+from rnp_hub.network import evaluation_mode
 
 aten = torch.ops.aten
 
-POINTWISE = {
-    aten.relu.default,
-    aten.silu.default,
-    aten.gelu.default,
-    aten.hardtanh.default,
-    aten.hardswish.default,
-    aten.hardsigmoid.default,
-    aten.leaky_relu.default,
-    aten.elu.default,
-    aten.mish.default,
-    aten.softplus.default,
-    aten.sigmoid.default,
-    aten.tanh.default,
-    aten.clamp.default,
-    aten.clone.default,
-    aten.alias.default,
-    aten.detach.default,
-}
-"""Operations that see one number at a time: a constant channel stays constant."""
-
-AVERAGING = {aten.adaptive_avg_pool2d.default, aten.mean.dim, aten.max_pool2d.default}
-"""Operations that keep a constant channel as it is (padding of a maximum is -∞)."""
-
-
-@dataclass(frozen=True)
-class Consumer:
-    """A layer that mixes channels, reached from a normalisation.
-
-    Attributes:
-        module: name of the convolution or linear layer.
-        constants: (filters,) float64, what each channel would be here, were it silenced.
-        span: columns of the weight per channel (more than 1 behind a flatten).
-        padded: whether zeros are mixed in at the border, where no constant stands.
-    """
-
-    module: str
-    constants: Tensor
-    span: int
-    padded: bool
-
-
-@dataclass(frozen=True)
-class Path:
-    """What stands before and behind one normalisation.
-
-    Attributes:
-        producer: the convolution that feeds only this normalisation; `None` if there is no such.
-        consumers: every layer its channels reach; `None` if they reach anything else.
-    """
-
-    producer: str | None
-    consumers: tuple[Consumer, ...] | None
+CONVOLUTIONS = {aten.conv2d.default, aten.conv2d.padding}
+MIXERS = {*CONVOLUTIONS, aten.linear.default}
+"""Operations that mix channels through a weight."""
 
 
 class Graph:
-    """The traced network."""
+    """The traced network.
+
+    Attributes:
+        nodes: the operations, in the order they run.
+        weights: parameters and buffers by the node that reads them.
+    """
 
     def __init__(self, module: nn.Module, example: Tensor) -> None:
         """Trace `module` in evaluation mode on a batch of at least two pictures.
@@ -83,126 +41,118 @@ class Graph:
         Raises:
             ModelError: torch.export cannot trace it.
         """
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), evaluation_mode(module):
             warnings.simplefilter("ignore")
             try:
-                exported = torch.export.export(module.eval(), (example,), strict=False)
+                exported = torch.export.export(module, (example,), strict=False)
                 program = exported.run_decompositions({})
             except Exception as error:  # torch.export raises whatever the network's code raises
                 raise ModelError(f"the network cannot be traced ({reason(error)})") from error
-        self._nodes = program.graph.nodes
+        self.nodes: Sequence[Node] = tuple(program.graph.nodes)
+        self._place = {node: place for place, node in enumerate(self.nodes)}
         signature = program.graph_signature
-        self._tensor_names: Mapping[str, str] = {
-            **signature.inputs_to_parameters,
-            **signature.inputs_to_buffers,
+        names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        self._weights: Mapping[Node, str] = {
+            node: names[node.name] for node in self.nodes if node.name in names
         }
-        self._weights = {
-            node: name
-            for node in self._nodes
-            if node.op == "placeholder" and (name := self._tensor_names.get(node.name))
-        }
+        self._module = module
+        # A module that stands in several places has one name, and is called once for each place.
+        self._names = {part: name for name, part in module.named_modules()}
+        self._calls: dict[str, list[Node]] = defaultdict(list)
+        for node in self.nodes:
+            if (layer := self._layer_of(node)) is not None:
+                self._calls[layer].append(node)
 
-    def path(self, norm: str, bias: Tensor) -> Path:
-        """Follow the channels of one BatchNorm.
+    def layers(self) -> Iterator[str]:
+        """Names of the convolutions, linear layers and BatchNorms that run exactly once."""
+        return (name for name, calls in self._calls.items() if len(calls) == 1)
 
-        Args:
-            norm: name of the module.
-            bias: (filters,), the constants β its silenced filters emit.
-        """
-        calls = [node for node in self._nodes if self._module_of(node) == norm]
-        if len(calls) != 1 or not _is_norm(calls[0]):
-            return Path(None, None)
-        outputs = [user for user in calls[0].users if user.args[1:] == (0,)]
-        if len(outputs) != 1 or len(calls[0].users) != 1:
-            return Path(None, None)
-        return Path(
-            self._producer(calls[0]),
-            self._consumers(outputs[0], bias.detach().double().cpu()),
+    def call(self, layer: str) -> Node | None:
+        """The operation that runs a layer; `None` if the layer runs never, or more than once."""
+        calls = self._calls.get(layer, [])
+        return calls[0] if len(calls) == 1 else None
+
+    def output(self, layer: str) -> Node | None:
+        """What the layer emits (a BatchNorm with an activation inside: before that)."""
+        call = self.call(layer)
+        if call is None:
+            return None
+        if call.target in MIXERS:
+            inside = any(owner(user) == owner(call) for user in call.users)
+            return None if inside else call
+        outputs = [user for user in call.users if user.args[1:] == (0,)]
+        return outputs[0] if len(outputs) == len(call.users) == 1 else None
+
+    def layer(self, node: Node) -> str | None:
+        """The layer that runs in this operation and nowhere else."""
+        name = self._layer_of(node)
+        return name if name is not None and self.call(name) is node else None
+
+    def is_plain(self, layer: str) -> bool:
+        """Whether a layer mixes all its inputs by its weight as it is, not standardised first."""
+        call = self.call(layer)
+        if call is None or call.target not in MIXERS or _groups(call) != 1:
+            return False
+        weight = call.args[1]
+        return (
+            isinstance(weight, Node)
+            and self._weights.get(weight) == f"{layer}.weight"
+            and len(weight.users) == 1
         )
 
-    def _module_of(self, node: Node) -> str | None:
-        """The module whose weight an operation reads, if no other operation reads it too."""
-        if node.op != "call_function" or len(node.args) < 2 or not isinstance(node.args[1], Node):
+    def place(self, node: Node) -> int:
+        """Where a node stands in the order of running."""
+        return self._place[node]
+
+    def weight(self, node: Node) -> Tensor | None:
+        """The parameter or buffer a node reads."""
+        name = self._weights.get(node)
+        if name is None:
             return None
-        name = self._weights.get(node.args[1], "")
-        if not name.endswith(".weight") and name != "weight":
+        parent, _, child = name.rpartition(".")
+        found = getattr(self._module.get_submodule(parent), child)
+        return found.detach() if isinstance(found, Tensor) else None
+
+    def _layer_of(self, node: Node) -> str | None:
+        if node.target not in MIXERS and not is_norm(node):
             return None
-        if len(node.args[1].users) != 1:
+        name = owner(node)
+        try:
+            layer = self._module.get_submodule(name)
+        except AttributeError:
             return None
-        return name.removesuffix("weight").removesuffix(".")
-
-    def _producer(self, norm: Node) -> str | None:
-        before = norm.args[0]
-        if not isinstance(before, Node) or not _is_dense_convolution(before):
-            return None
-        return self._module_of(before) if len(before.users) == 1 else None
-
-    def _consumers(self, start: Node, constants: Tensor) -> tuple[Consumer, ...] | None:
-        found: list[Consumer] = []
-        for consumer in self._walk(start, Consumer("", constants, span=1, padded=False)):
-            if consumer is None:
-                return None
-            found.append(consumer)
-        return tuple(found)
-
-    def _walk(self, node: Node, state: Consumer) -> Iterator[Consumer | None]:
-        """Every mixing layer behind `node`; `None` for anything that is neither that nor a path."""
-        for user in node.users:
-            if _is_mixer(user) and user.args[0] is node:
-                module = self._module_of(user)
-                yield replace(state, module=module, padded=_is_padded(user)) if module else None
-            elif (step := _through(user, node, state)) is not None:
-                yield from self._walk(user, step)
-            else:
-                yield None
+        kind: type | tuple[type, ...] = _BatchNorm if is_norm(node) else (nn.Conv2d, nn.Linear)
+        return self._names[layer] if isinstance(layer, kind) else None
 
 
-def _is_norm(node: Node) -> bool:
+def owner(node: Node) -> str:
+    """Name of the module in whose `forward` an operation ran."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return str(stack[-1][0]).partition("@")[0] if stack else ""
+
+
+def is_norm(node: Node) -> bool:
+    """Whether an operation is a BatchNorm in evaluation mode."""
     return node.target is aten._native_batch_norm_legit_no_training.default
 
 
-def _is_dense_convolution(node: Node) -> bool:
-    groups = node.args[6] if len(node.args) > 6 else 1
-    return bool(node.target is aten.conv2d.default and groups == 1)
-
-
-def _is_mixer(node: Node) -> bool:
-    return _is_dense_convolution(node) or node.target is aten.linear.default
-
-
-def _is_padded(node: Node) -> bool:
-    padding = node.args[4] if node.target is aten.conv2d.default and len(node.args) > 4 else 0
+def is_padded(node: Node) -> bool:
+    """Whether a mixing operation takes zeros in at the border."""
+    padding = node.args[4] if node.target in CONVOLUTIONS and len(node.args) > 4 else 0
     return padding not in (0, [0], [0, 0], "valid")
 
 
-def _through(node: Node, source: Node, state: Consumer) -> Consumer | None:
-    """What becomes of the channels in an operation that keeps them apart; `None` if it does not."""
-    if node.op != "call_function" or node.all_input_nodes != [source] or node.args[0] is not source:
-        return None
-    if node.target in POINTWISE:
-        constants: Any = node.target(state.constants, *node.args[1:], **node.kwargs)
-        return replace(state, constants=constants)
-    before, after = _shape(source), _shape(node)
-    if node.target in AVERAGING:
-        return state if before[:2] == after[:2] and len(before) == 4 else None
-    if node.target is aten.avg_pool2d.default:
-        padding = node.args[3] if len(node.args) > 3 else 0
-        return state if padding in (0, [0], [0, 0]) else None
-    if node.target in (aten.view.default, aten.reshape.default):
-        return _flattened(before, after, state)
-    return None
+def _groups(node: Node) -> object:
+    if node.target is aten.linear.default:
+        return 1
+    return node.args[6] if len(node.args) > 6 else 1
 
 
-def _flattened(before: tuple[int, ...], after: tuple[int, ...], state: Consumer) -> Consumer | None:
-    """(B, C, H, W) to (B, C·H·W), or shapes that differ only by sizes of 1 behind the channels."""
-    if len(before) < 2 or before[0] != after[0]:
-        return None
-    if len(after) == 2 and after[1] == math.prod(before[1:]):
-        return replace(state, span=state.span * math.prod(before[2:]))
-    if before[1] == after[1] and math.prod(before[2:]) == math.prod(after[2:]) == 1:
-        return state
-    return None
+def arguments(node: Node) -> tuple[Any, ...]:
+    """Of an operation, by position."""
+    return node.args
 
 
-def _shape(node: Node) -> tuple[int, ...]:
+def shape(node: Node) -> tuple[int, ...]:
+    """Of the tensor an operation computes."""
     return tuple(int(size) for size in node.meta["val"].shape)

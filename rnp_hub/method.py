@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from rnp_hub.compute import Compute
 from rnp_hub.errors import ConfigError, DataError
-from rnp_hub.hooks import gate_sites
 from rnp_hub.network import (
     Classifier,
     ImageSet,
@@ -28,6 +27,7 @@ from rnp_hub.network import (
 from rnp_hub.progress import Progress, quiet
 from rnp_hub.prune import PruneConfig, Pruned, prune
 from rnp_hub.recover import RecoverConfig, Recovered, recover
+from rnp_hub.sites import Site, gate_sites
 from rnp_hub.slim import EXAMPLES, Slimmed, slim
 from rnp_hub.unlearn import UnlearnConfig, Unlearned, unlearn
 
@@ -102,7 +102,7 @@ class Sanitized:
     """A network without the filters that carried the backdoor.
 
     Attributes:
-        module: the drop-in: the caller's architecture, γ = 0 for every silenced filter.
+        module: the drop-in: the caller's architecture, weights of 0 for every silenced filter.
         slim: the smaller network that computes the same, and the proof.
         unlearned, recovered, pruned: what each stage found.
         timing_s: seconds by stage.
@@ -146,8 +146,9 @@ def sanitize(
     """Find and cut the filters that carry a backdoor, from clean pictures alone.
 
     Args:
-        module: any network with BatchNorm whose output is logits (n, classes), or a tuple whose
-            last element is, or has them under a name (`output`). It is left as it was.
+        module: any network with a gate site (`rnp_hub.sites`) whose output is logits (n, classes),
+            or a tuple whose last element is, or has them under a name (`output`). It is left as it
+            was.
         clean_images: (n, C, H, W), n ≥ 2, some hundreds of pictures that carry no trigger.
         clean_labels: (n,), integers in the order of the logits.
         config: see `SanitizeConfig.of`.
@@ -166,11 +167,11 @@ def sanitize(
     compute = compute or Compute.choose()
     original = Classifier(module, transform, compute, output).copy()
     clean = ImageSet(clean_images.cpu(), clean_labels.long().cpu())
-    _check(original, clean)
+    sites = _check(original, clean)
     watch = Stopwatch()
     unlearned = watch.time("unlearn", lambda: unlearn(original, clean, config.unlearn, progress))
     recovered = watch.time(
-        "recover", lambda: recover(unlearned.classifier, clean, config.recover, progress)
+        "recover", lambda: recover(unlearned.classifier, clean, config.recover, progress, sites)
     )
     pruned = watch.time("prune", lambda: prune(original, recovered, clean, config.prune, progress))
     dense = on_cpu(pruned.classifier.module)
@@ -179,8 +180,7 @@ def sanitize(
     return Sanitized(dense, slimmed, unlearned, recovered, pruned, watch.seconds)
 
 
-def _check(classifier: Classifier, clean: ImageSet) -> None:
-    gate_sites(classifier.module)
+def _check(classifier: Classifier, clean: ImageSet) -> tuple[Site, ...]:
     check_finite(classifier.module)
     if clean.images.dim() != 4 or len(clean) < 2 or len(clean.images) != len(clean):
         raise DataError(
@@ -195,3 +195,5 @@ def _check(classifier: Classifier, clean: ImageSet) -> None:
         raise DataError(
             f"clean labels run from {low} to {high} but the network has {classes} outputs"
         )
+    example = classifier.transform(clean.images[:2].to(classifier.compute.device))
+    return gate_sites(classifier.module, example)

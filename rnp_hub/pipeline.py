@@ -1,4 +1,4 @@
-"""The calls in order: pull, evaluate, unlearn, recover, prune, slim, verify, export, card."""
+"""The calls in order: pull, evaluate, unlearn, recover, prune, slim, verify, export, card, push."""
 
 from __future__ import annotations
 
@@ -15,24 +15,27 @@ import rnp_hub
 from rnp_hub import evaluate as measuring
 from rnp_hub import export as exporting
 from rnp_hub import onnx_export
+from rnp_hub import push as pushing
 from rnp_hub.compute import Compute, Precision, peak_memory_mib
 from rnp_hub.data import Data, DataConfig, Target, load, load_all
 from rnp_hub.demo import TARGET as DEMO_TARGET
 from rnp_hub.demo import trigger_file
-from rnp_hub.errors import ConfigError, ModelError
-from rnp_hub.hooks import gate_sites
-from rnp_hub.hub_cards import render
+from rnp_hub.errors import ConfigError, ModelError, RnpHubError
+from rnp_hub.hub_cards import write_card
 from rnp_hub.labels import resolve_label
 from rnp_hub.method import SanitizeConfig, Sanitized, Stopwatch, sanitize
 from rnp_hub.network import Classifier, Normalise
 from rnp_hub.output import check_free, new_file, new_folder
 from rnp_hub.progress import Progress, quiet
+from rnp_hub.published import Reference
 from rnp_hub.pull import PulledModel, is_embedded, name_of, pull
+from rnp_hub.push import PushConfig, Pushed
 from rnp_hub.report import (
     FILE,
     DataRecord,
     EvalRecord,
     ExportRecord,
+    MaskHistogram,
     OnnxRecord,
     PruneRecord,
     RateRecord,
@@ -40,13 +43,18 @@ from rnp_hub.report import (
     ScoresRecord,
     SlimRecord,
     SourceRecord,
+    TriedFilter,
     VerdictRecord,
 )
+from rnp_hub.sites import gate_sites
 from rnp_hub.slim import WAYS
 from rnp_hub.triggers import Poisoned, stamp
 
 PROBES = 256
 """Pictures of the evaluation set on which files are compared with the network in memory."""
+
+MASK_BINS = 20
+"""Of the histogram in the report."""
 
 Say = Callable[[str], None]
 """Told what a person should know, one sentence at a time."""
@@ -87,6 +95,14 @@ class Job:
 
 
 @dataclass(frozen=True)
+class PushJob:
+    """A repository on the Hub, and how to push there."""
+
+    repo_id: str
+    config: PushConfig = field(default_factory=PushConfig)
+
+
+@dataclass(frozen=True)
 class SanitizeJob:
     """A job and what to do.
 
@@ -96,6 +112,7 @@ class SanitizeJob:
         recipe, max_ca_drop, threshold: see `SanitizeConfig.of`.
         flip: mirrored pictures keep their label; `None` for what is known of the data.
         force: replace a folder that an earlier run made.
+        push: where the folder goes afterwards; `None` for nowhere.
     """
 
     job: Job
@@ -105,6 +122,7 @@ class SanitizeJob:
     threshold: float | None = None
     force: bool = False
     flip: bool | None = None
+    push: PushJob | None = None
 
     @property
     def folder(self) -> Path:
@@ -250,22 +268,44 @@ def export_model(model: str, out: Path | None, *, force: bool) -> tuple[Path, On
 
 def sanitize_model(
     asked: SanitizeJob, progress: Progress = quiet, say: Say = lambda _: None
-) -> RunReport:
-    """The whole path: from a model's name to a folder that can be shipped.
+) -> tuple[RunReport, Pushed | None]:
+    """The whole path: from a model's name to a folder that can be shipped, and onto the Hub.
 
     Raises:
-        RnpHubError: whatever is wrong; nothing is written then.
+        RnpHubError: whatever is wrong; nothing is written then. Only where the push fails, the
+            folder stays, and the message says how to go on.
     """
     check_free(asked.folder, force=asked.force)
     asked.config()  # a setting that is out of range shall not cost the pulling
+    if asked.push is not None:  # nor shall a missing token
+        pushing.check(asked.push.repo_id, asked.push.config, say=say)
+    report, proved = _sanitize(asked, progress, say)
+    if asked.push is None:
+        return report, None
+    return report, _push(asked.folder, asked.push, proved, progress, say)
+
+
+def _push(folder: Path, to: PushJob, proved: Reference, progress: Progress, say: Say) -> Pushed:
+    try:
+        return pushing.push(
+            folder, to.repo_id, to.config, reference=proved, progress=progress, say=say
+        )
+    except RnpHubError as error:
+        again = pushing.command(folder, to.repo_id, to.config)
+        raise type(error)(f"{error}. {folder} is whole; go on with `{again}`") from error
+
+
+def _sanitize(asked: SanitizeJob, progress: Progress, say: Say) -> tuple[RunReport, Reference]:
+    """Write the folder; give back its report, and what the network in memory answers."""
     watch = Stopwatch()
     opened = watch.time("open", lambda: open_job(asked.job, say))
-    gate_sites(opened.model.module)  # a network without any shall hear that first
+    clean = opened.data.clean.pictures
+    # A network without any site shall hear that first.
+    gate_sites(opened.model.module, opened.classifier.transform(clean.images[:2]))
     _refuse_chance(opened)
     config = asked.config(flip=_flip(asked, opened.data, say))
     original = opened.model.module
     before = watch.time("before", lambda: opened.score(original, "before", progress))
-    clean = opened.data.clean.pictures
     result = sanitize(
         original,
         clean.images,
@@ -284,7 +324,7 @@ def sanitize_model(
         report = RunReport(
             source=_source(opened.model),
             data=_data(opened.data, asked.job.data),
-            eval=_evaluation(opened.data),
+            eval=_evaluation(opened),
             before=_scores(before),
             after=_scores(after),
             verdict=_verdict(result),
@@ -297,8 +337,8 @@ def sanitize_model(
             environment=_environment(opened.classifier.compute),
         )
         (folder / FILE).write_text(report.to_json(), encoding="utf-8")
-        (folder / "README.md").write_text(render(report), encoding="utf-8")
-    return report
+        write_card(folder, report, asked.push.repo_id if asked.push else None)
+    return report, Reference.of(result.module, _probe(opened))
 
 
 def _flip(asked: SanitizeJob, data: Data, say: Say) -> bool:
@@ -332,15 +372,25 @@ def _refuse_chance(opened: Opened) -> None:
 
 def _export(folder: Path, opened: Opened, result: Sanitized) -> ExportRecord:
     model, slim = opened.model, result.slim
-    pictures = opened.data.evaluation.pictures.images[:PROBES]
-    while len(pictures) < 4:  # the comparison needs batches of 1 and of 3
-        pictures = torch.cat((pictures, pictures))
-    probe = opened.classifier.transform(pictures)
+    probe = _probe(opened)
     dense = exporting.write_model(folder, model, result.module, model.architecture, probe)
     smaller = exporting.slim_architecture(model, slim.edits)
     slim_file = exporting.write_model(folder / "slim", model, slim.module, smaller, probe)
     onnx = onnx_export.write_onnx(folder / "onnx" / "model.onnx", slim.module, model.target, probe)
-    return ExportRecord(dense.record, slim_file.record, {"fp32": onnx})
+    return ExportRecord(dense.record, slim_file.record, {"fp32": onnx}, _sizes(folder))
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    files = sorted(each for each in folder.rglob("*") if each.suffix in (".safetensors", ".onnx"))
+    return {each.relative_to(folder).as_posix(): each.stat().st_size for each in files}
+
+
+def _probe(opened: Opened) -> Tensor:
+    """Pictures to compare networks on, normalised."""
+    pictures = opened.data.evaluation.pictures.images[:PROBES]
+    while len(pictures) < 4:  # the comparison needs batches of 1 and of 3
+        pictures = torch.cat((pictures, pictures))
+    return opened.classifier.transform(pictures)
 
 
 # --- the record -------------------------------------------------------------------------------
@@ -371,9 +421,16 @@ def _data(data: Data, config: DataConfig) -> DataRecord:
     )
 
 
-def _evaluation(data: Data) -> EvalRecord:
-    evaluation = data.evaluation
-    return EvalRecord(data.id, evaluation.split, len(evaluation.pictures), evaluation.corrupt)
+def _evaluation(opened: Opened) -> EvalRecord:
+    data, evaluation = opened.data, opened.data.evaluation
+    counts = torch.bincount(evaluation.pictures.labels, minlength=opened.model.target.classes)
+    return EvalRecord(
+        data.id,
+        evaluation.split,
+        len(evaluation.pictures),
+        evaluation.corrupt,
+        tuple(counts.tolist()),
+    )
 
 
 def _scores(scores: measuring.Scores) -> ScoresRecord:
@@ -405,6 +462,33 @@ def _prune(result: Sanitized) -> PruneRecord:
         filters=pruned.filters,
         per_layer=pruned.silenced,
         slice_accuracy=tuple(round(value, 6) for value in pruned.accuracies),
+        mask_histogram=_mask_histogram(result),
+        tried=_tried(result),
+    )
+
+
+def _mask_histogram(result: Sanitized) -> MaskHistogram:
+    silenced, left = [0] * MASK_BINS, [0] * MASK_BINS
+    for each in result.recovered.order():
+        out = each.index in result.pruned.silenced.get(each.site, ())
+        (silenced if out else left)[min(int(each.value * MASK_BINS), MASK_BINS - 1)] += 1
+    return MaskHistogram(tuple(silenced), tuple(left))
+
+
+def _tried(result: Sanitized) -> tuple[TriedFilter, ...]:
+    """Pruning by accuracy looks once before the first filter and once after each, in mask order."""
+    pruned = result.pruned
+    if pruned.rule == "threshold":
+        return ()
+    return tuple(
+        TriedFilter(
+            each.site,
+            each.index,
+            round(each.value, 6),
+            round(accuracy, 6),
+            each.index in pruned.silenced.get(each.site, ()),
+        )
+        for each, accuracy in zip(result.recovered.order(), pruned.accuracies[1:], strict=False)
     )
 
 
@@ -422,6 +506,7 @@ def _slim(opened: Opened, result: Sanitized) -> SlimRecord:
         max_rel_diff=slim.max_rel_diff,
         per_layer={name: asdict(layer) for name, layer in slim.layers.items()},
         refused=slim.refused,
+        input_size=tuple(example.shape[1:]),
     )
 
 
@@ -441,8 +526,10 @@ def _macs(module: nn.Module, example: Tensor) -> int:
 
 def _settings(asked: SanitizeJob, opened: Opened, config: SanitizeConfig) -> dict[str, object]:
     return {
+        "model": asked.job.model,
         "recipe": config.recipe,
         "data": asked.job.data.spec,
+        "data_config": asked.job.data.config,
         "image_column": asked.job.data.image_column,
         "label_column": asked.job.data.label_column,
         "flip": config.unlearn.flip,

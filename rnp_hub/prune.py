@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from rnp_hub.errors import ConfigError
 from rnp_hub.evaluate import accuracy
-from rnp_hub.hooks import silence
+from rnp_hub.hooks import silence, silenced_weights
 from rnp_hub.network import Classifier, ImageSet
 from rnp_hub.progress import Progress, quiet
 from rnp_hub.recover import FilterMask, Recovered
+from rnp_hub.sites import Site
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Pruned:
     """The original network with filters silenced.
 
     Attributes:
-        classifier: a copy, γ = 0 for every silenced filter.
+        classifier: a copy, weights of 0 for every silenced filter.
         rule: `threshold`, `accuracy` or `guarded`.
         threshold: largest mask among the silenced filters; `None` if none was silenced.
         silenced: by site name, channel indices in ascending order.
@@ -100,11 +100,13 @@ def prune(
     candidates = [each for each in order if each.value < 1 and each.value <= config.max_mask]
     if config.threshold is not None:
         chosen = [each for each in order if each.value <= config.threshold]
-        result = _silenced(original, chosen)
+        result = _silenced(original, chosen, recovered.sites)
         accuracies = [accuracy(original, clean), accuracy(result, clean)]
     else:
-        chosen, accuracies = _by_accuracy(original, candidates, clean, config, progress)
-        result = _silenced(original, chosen)
+        chosen, accuracies = _by_accuracy(
+            original, candidates, recovered.sites, clean, config, progress
+        )
+        result = _silenced(original, chosen, recovered.sites)
     return Pruned(
         classifier=result,
         rule=config.rule,
@@ -118,6 +120,7 @@ def prune(
 def _by_accuracy(
     original: Classifier,
     candidates: Sequence[FilterMask],
+    sites: Sequence[Site],
     clean: ImageSet,
     config: PruneConfig,
     progress: Progress,
@@ -128,14 +131,13 @@ def _by_accuracy(
     # Half a picture of slack, so that 10 of 500 is a drop of 0.02 in floating point too.
     slack = 0.5 / len(clean)
     for each in candidates:
-        weight = trial.module.get_submodule(each.site).weight
-        assert isinstance(weight, Tensor)
-        before = float(weight[each.index].detach())
-        silence(trial.module, {each.site: (each.index,)})
+        weights = silenced_weights(trial.module, sites[each.layer])
+        before = weights[each.index].clone()
+        silence(trial.module, {sites[each.layer]: (each.index,)})
         accuracies.append(accuracy(trial, clean))
         if config.guard is not None and standing - accuracies[-1] > config.guard + slack:
             with torch.no_grad():
-                weight[each.index] = before
+                weights[each.index] = before
             continue
         if start - accuracies[-1] > config.max_ca_drop + slack:
             break
@@ -146,10 +148,12 @@ def _by_accuracy(
     return chosen, accuracies
 
 
-def _silenced(original: Classifier, chosen: Sequence[FilterMask]) -> Classifier:
+def _silenced(
+    original: Classifier, chosen: Sequence[FilterMask], sites: Sequence[Site]
+) -> Classifier:
     result = original.copy()
     for each in chosen:
-        silence(result.module, {each.site: (each.index,)})
+        silence(result.module, {sites[each.layer]: (each.index,)})
     return result
 
 
@@ -158,4 +162,4 @@ def _by_site(chosen: Sequence[FilterMask], recovered: Recovered) -> dict[str, tu
     found: dict[str, list[int]] = defaultdict(list)
     for each in chosen:
         found[each.site].append(each.index)
-    return {site: tuple(sorted(found[site])) for site in recovered.masks if site in found}
+    return {name: tuple(sorted(found[name])) for name in recovered.masks if name in found}

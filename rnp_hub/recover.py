@@ -7,7 +7,7 @@ backdoor's (Li et al. 2023, Alg. 1, lines 7-12). Only the masks move.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +16,10 @@ from torch.nn import functional as F
 
 from rnp_hub.compute import seeded, seeded_globally
 from rnp_hub.errors import ModelError, NoGateSitesError
-from rnp_hub.hooks import Site, gate_sites, gates
+from rnp_hub.hooks import gates
 from rnp_hub.network import Classifier, ImageSet, augment, batches
 from rnp_hub.progress import Progress, quiet
+from rnp_hub.sites import Site, gate_sites
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class FilterMask:
         value: in [0, 1].
         zero_step: the update at which it came down to 0 for good; the number of all updates
             where it is not 0.
-        layer: index of its site.
-        index: of the channel within the site.
+        layer: index of its site among `Recovered.sites`.
+        index: of the filter within the site.
         site: name of its site.
     """
 
@@ -71,11 +72,13 @@ class Recovered:
         masks: by site name, (filters,), values in [0, 1].
         zero_steps: by site name, (filters,), see `FilterMask.zero_step`.
         losses: cross-entropy of each update.
+        sites: the masked sites, in the network's order.
     """
 
     masks: Mapping[str, Tensor]
     zero_steps: Mapping[str, Tensor]
     losses: tuple[float, ...]
+    sites: tuple[Site, ...]
 
     def order(self) -> list[FilterMask]:
         """All filters, the most suspicious first.
@@ -83,10 +86,14 @@ class Recovered:
         By mask; ties at 0 by the step at which 0 was reached, then by layer and index.
         """
         filters = [
-            FilterMask(value, step, layer, index, site)
-            for layer, site in enumerate(self.masks)
+            FilterMask(value, step, layer, index, site.name)
+            for layer, site in enumerate(self.sites)
             for index, (value, step) in enumerate(
-                zip(self.masks[site].tolist(), self.zero_steps[site].tolist(), strict=True)
+                zip(
+                    self.masks[site.name].tolist(),
+                    self.zero_steps[site.name].tolist(),
+                    strict=True,
+                )
             )
         ]
         return sorted(filters, key=lambda f: (f.value, f.zero_step, f.layer, f.index))
@@ -97,6 +104,7 @@ def recover(
     clean: ImageSet,
     config: RecoverConfig | None = None,
     progress: Progress = quiet,
+    sites: Sequence[Site] | None = None,
 ) -> Recovered:
     """Learn masks on the unlearned network; its weights stay as they are.
 
@@ -105,6 +113,7 @@ def recover(
         clean: the clean slice, (n, C, H, W) with labels.
         config: see `RecoverConfig`.
         progress: told the share done, the loss and the mean mask.
+        sites: where to mask; found in the network unless given.
 
     Raises:
         NoGateSitesError: the network has nothing to mask, or calls none of it.
@@ -112,12 +121,15 @@ def recover(
     """
     config = config or RecoverConfig()
     classifier = unlearned.copy()
+    if sites is None:
+        example = classifier.transform(clean.images[:2].to(classifier.compute.device))
+        sites = gate_sites(classifier.module, example)
     classifier.module.train().requires_grad_(False)
-    masks = _Masks(gate_sites(classifier.module), next(classifier.module.parameters()))
+    masks = _Masks(sites, next(classifier.module.parameters()))
     optimiser = torch.optim.SGD(masks.values.values(), config.learning_rate, config.momentum)
     generator = seeded(config.seed)
     losses: list[float] = []
-    with seeded_globally(config.seed), gates(classifier.module, masks.values) as fired:
+    with seeded_globally(config.seed), gates(classifier.module, masks.by_site) as fired:
         for epoch in range(config.epochs):
             for index in batches(len(clean), config.batch_size, generator):
                 images = augment(clean.images[index], generator, flip=config.flip)
@@ -137,13 +149,12 @@ def recover(
 class _Masks:
     """The masks being learned, one tensor a site."""
 
-    def __init__(self, sites: tuple[Site, ...], like: Tensor) -> None:
-        self.values = {
-            site.name: torch.ones(
-                site.filters, dtype=like.dtype, device=like.device, requires_grad=True
-            )
+    def __init__(self, sites: Sequence[Site], like: Tensor) -> None:
+        self.by_site = {
+            site: torch.ones(site.filters, dtype=like.dtype, device=like.device, requires_grad=True)
             for site in sites
         }
+        self.values = {site.name: mask for site, mask in self.by_site.items()}
         self.zero_steps = {
             site.name: torch.full((site.filters,), -1, device=like.device) for site in sites
         }
@@ -165,8 +176,8 @@ class _Masks:
         """Refuse a network on whose answer no mask has any effect."""
         if not any(fired.values()):
             raise NoGateSitesError(
-                f"none of the {len(fired)} gates fired: the network does not call its BatchNorm "
-                "layers as modules, so its filters cannot be masked"
+                f"none of the {len(fired)} gates fired: the network does not call the layers "
+                "they are on as modules, so its filters cannot be masked"
             )
 
     def recovered(self, fired: Mapping[str, int], losses: tuple[float, ...]) -> Recovered:
@@ -181,6 +192,7 @@ class _Masks:
                 for steps in [self.zero_steps[name].cpu()]
             },
             losses=losses,
+            sites=tuple(site for site in self.by_site if fired[site.name]),
         )
 
 

@@ -36,6 +36,7 @@ class RateRecord:
 class SourceRecord:
     """The model that was pulled: from the Hub (`repo_id`) or from a folder (`path`).
 
+    `library` is the one that the drop-in loads with, where its stem lets it.
     `weights` is the file that was read, or the index of its shards; `weights_sha256` is of that
     file, of shards that of the lines that `sha256sum` prints of them.
     """
@@ -70,23 +71,39 @@ class DataRecord:
 @_strict
 @dataclass(frozen=True)
 class EvalRecord:
-    """The evaluation set."""
+    """The evaluation set; `per_class_n` counts its pictures by label."""
 
     id: str
     split: str
     n: int
     corrupt: int = 0
+    per_class_n: tuple[int, ...] = ()
+
+
+@_strict
+@dataclass(frozen=True)
+class SurrogateRecord:
+    """How often a reconstructed trigger of a given norm had its way on n pictures."""
+
+    value: float
+    n: int
+    low: float
+    high: float
+    norm: float
 
 
 @_strict
 @dataclass(frozen=True)
 class ScoresRecord:
-    """What a network was measured to do; see `evaluate.Scores`."""
+    """What a network was measured to do; see `evaluate.Scores`.
+
+    `surrogate_asr` is by label (its number, as text) and kind of reconstructed trigger.
+    """
 
     clean_accuracy: RateRecord
     per_class_accuracy: tuple[float | None, ...]
     attack_success_rate: dict[str, RateRecord]
-    surrogate_asr: dict[str, dict[str, Any]] = field(default_factory=dict)
+    surrogate_asr: dict[str, dict[str, SurrogateRecord]] = field(default_factory=dict)
 
 
 @_strict
@@ -103,8 +120,35 @@ class VerdictRecord:
 
 @_strict
 @dataclass(frozen=True)
+class MaskHistogram:
+    """Filters by their mask, in bins of equal width over [0, 1]; 1 is in the last."""
+
+    silenced: tuple[int, ...]
+    left: tuple[int, ...]
+
+
+@_strict
+@dataclass(frozen=True)
+class TriedFilter:
+    """One filter in the order of pruning; put back where it is not `silenced`.
+
+    `accuracy` is that on the clean slice while it was out.
+    """
+
+    site: str
+    index: int
+    mask: float
+    accuracy: float
+    silenced: bool
+
+
+@_strict
+@dataclass(frozen=True)
 class PruneRecord:
-    """What was silenced, and by which rule."""
+    """What was silenced, and by which rule.
+
+    `tried` is empty under a fixed threshold, where filters go all at once.
+    """
 
     rule: str
     threshold: float | None
@@ -112,12 +156,14 @@ class PruneRecord:
     filters: int
     per_layer: dict[str, tuple[int, ...]]
     slice_accuracy: tuple[float, ...] = ()
+    mask_histogram: MaskHistogram | None = None
+    tried: tuple[TriedFilter, ...] = ()
 
 
 @_strict
 @dataclass(frozen=True)
 class SlimRecord:
-    """What was physically removed."""
+    """What was physically removed; `macs` are those of one picture of `input_size` (C, H, W)."""
 
     parameters: tuple[int, int]
     macs: tuple[int, int]
@@ -129,6 +175,7 @@ class SlimRecord:
     max_rel_diff: float
     per_layer: dict[str, dict[str, int]] = field(default_factory=dict)
     refused: tuple[str, ...] = ()
+    input_size: tuple[int, ...] = ()
 
 
 @_strict
@@ -160,11 +207,12 @@ class OnnxRecord:
 @_strict
 @dataclass(frozen=True)
 class ExportRecord:
-    """The files of the folder."""
+    """The files of the folder; `bytes` has the size of each weight file by its path in there."""
 
     safetensors: FileRecord
     slim: FileRecord
     onnx: dict[str, OnnxRecord]
+    bytes: dict[str, int] = field(default_factory=dict)
 
 
 @_strict

@@ -16,87 +16,29 @@ networks are compared in float64 before the smaller one is given out.
 from __future__ import annotations
 
 import copy
-import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.fx import Node
 
+from rnp_hub.edits import SIZES, Edits, LayerEdit, apply_edits
 from rnp_hub.errors import ModelError, ProofError
-from rnp_hub.graph import Consumer, Graph
-from rnp_hub.hooks import gated_norm
-from rnp_hub.network import evaluation_mode, logits_of, on_cpu, put
+from rnp_hub.flow import Reader, group_of_columns, readers, sources
+from rnp_hub.graph import MIXERS, Graph, arguments
+from rnp_hub.hooks import gated_layer
+from rnp_hub.network import evaluation_mode, logits_of, on_cpu
+from rnp_hub.sites import Site, silent_output, sites_of
 
 MAX_REL_DIFF = 1e-9
 """Largest |Δ logit| / |logit| in float64 at which two networks count as the same."""
 
+EXAMPLES = 8
+"""Pictures the proof looks at, besides as many of noise."""
 
-class ChannelScatter(nn.Module):
-    """Channels put back at full width, constants between them.
-
-    Args:
-        width: channels of the output.
-        index: (kept,), where each channel of the input stands in the output.
-        fill: (width,), the constant of every channel that is not in `index`.
-    """
-
-    def __init__(self, width: int, index: Sequence[int], fill: Tensor | None = None) -> None:
-        super().__init__()
-        self.width = width
-        source = torch.full((width,), len(index), dtype=torch.int64)
-        source[list(index)] = torch.arange(len(index))
-        # Constants are appended as further channels; the gather picks each output's source.
-        absent = [place for place in range(width) if place not in set(index)]
-        source[absent] = len(index) + torch.arange(len(absent))
-        constants = torch.zeros(len(absent)) if fill is None else fill[absent].clone()
-        self.register_buffer("source", source, persistent=False)
-        self.register_buffer("constants", constants)
-
-    source: Tensor
-    constants: Tensor
-
-    def forward(self, x: Tensor) -> Tensor:
-        shape = (1, -1) + (1,) * (x.dim() - 2)
-        constants = self.constants.to(x.dtype).view(shape)
-        constants = constants.expand(x.shape[0], -1, *x.shape[2:])
-        return torch.cat((x, constants), 1).index_select(1, self.source)
-
-
-class ScatteredNorm(nn.Module):
-    """A normalisation over fewer channels, and its output at full width again."""
-
-    def __init__(self, norm: nn.Module, scatter: ChannelScatter) -> None:
-        super().__init__()
-        self.norm = norm
-        self.scatter = scatter
-
-    def forward(self, x: Tensor) -> Tensor:
-        scattered: Tensor = self.scatter(self.norm(x))
-        return scattered
-
-
-@dataclass(frozen=True)
-class LayerEdit:
-    """What becomes of one layer.
-
-    Attributes:
-        outputs: output channels that stay, ascending; `None` for all.
-        inputs: input columns that stay, ascending; `None` for all.
-        bias: the layer gets a bias it did not have.
-        standing: (normalisations) channels that stand in the output, those of `outputs` and
-            constants between them, ascending; `None` where nothing is scattered.
-    """
-
-    outputs: tuple[int, ...] | None = None
-    inputs: tuple[int, ...] | None = None
-    bias: bool = False
-    standing: tuple[int, ...] | None = None
-
-
-Edits = Mapping[str, LayerEdit]
 WAYS = ("delete", "fold", "carry", "scatter")
 
 
@@ -143,44 +85,68 @@ def slim(
     *,
     output: str | int | None = None,
 ) -> Slimmed:
-    """Remove the silenced filters of a network whose γ are 0 there.
+    """Remove the silenced filters of a network whose weights are 0 there.
 
     Args:
         module: the silenced network, any device; left as it was.
-        silenced: by site name, channel indices.
+        silenced: by site name, indices of filters.
         example: (n, C, H, W), what the module takes, n ≥ 2; the proof uses it besides noise.
         output: which element of the module's output is the logits; see `Classifier`.
 
     Raises:
+        ModelError: a name is no site of this network.
         ProofError: the smaller network does not compute the same, and no single layer is to blame.
     """
     dtype = next(module.parameters()).dtype
     dense = on_cpu(module).double()
     example = example[:EXAMPLES].detach().cpu().double().contiguous()
-    plans = _plans(dense, silenced, example)
-
-    def difference_of(some: Mapping[str, _Plan]) -> float:
-        return relative_difference(dense, _cut(dense, some), example, output)
-
-    refused: tuple[str, ...] = ()
-    if not (difference := difference_of(plans)) <= MAX_REL_DIFF:
-        alone = {site: difference_of({site: plan}) for site, plan in plans.items()}
-        refused = tuple(site for site, found in alone.items() if not found <= MAX_REL_DIFF)
-        plans = {site: plan for site, plan in plans.items() if site not in refused}
-        difference = difference_of(plans)
-    if not difference <= MAX_REL_DIFF:
-        raise ProofError(
-            f"the slim network's logits differ by {difference:.1e} from the silenced one's and no "
-            f"single layer of {', '.join(plans)} is to blame; this is a defect, please report it"
-        )
+    ways = _ways(dense, {name: tuple(gone) for name, gone in silenced.items() if gone}, example)
+    proof = _Proof(dense, example, output)
+    plans = _exact(dense, ways, proof)
     layers = {site: LayerCount(len(gone), kept=len(gone)) for site, gone in silenced.items()}
     layers.update({site: plan.count for site, plan in plans.items()})
-    smaller = _cut(dense, plans).to(dtype)
-    return Slimmed(smaller, _edits(dense, plans), layers, difference, refused)
+    smaller = _cut(dense, plans.values())
+    return Slimmed(
+        module=smaller.to(dtype),
+        edits=_edits(dense, plans.values()),
+        layers=layers,
+        max_rel_diff=proof.difference(_cut(dense, plans.values())),
+        refused=tuple(site for site in ways if site not in plans),
+    )
 
 
-EXAMPLES = 8
-"""Pictures the proof looks at, besides as many of noise."""
+# --- the proof --------------------------------------------------------------------------------
+
+
+class _Proof:
+    """What the silenced network answers, to compare others with."""
+
+    def __init__(self, dense: nn.Module, example: Tensor, output: str | int | None) -> None:
+        self.output = output
+        noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
+        larger = nn.functional.interpolate(noise, scale_factor=1.5, mode="nearest")
+        self.answers: list[tuple[Tensor, Tensor]] = []
+        for inputs in (example, noise.to(example), larger.to(example)):
+            try:
+                self.answers.append((inputs, self._logits(dense, inputs)))
+            except (RuntimeError, AssertionError, ValueError, ModelError):
+                # Many networks take pictures of one size only.
+                if inputs.shape == example.shape:
+                    raise
+
+    def _logits(self, module: nn.Module, inputs: Tensor) -> Tensor:
+        with torch.no_grad(), evaluation_mode(module):
+            return logits_of(module(inputs), self.output)
+
+    def difference(self, other: nn.Module) -> float:
+        """Largest |Δ logit| / largest |logit|; infinity where it is not finite."""
+        worst = 0.0
+        for inputs, expected in self.answers:
+            found = self._logits(other, inputs)
+            largest = float(expected.abs().max()) or 1.0
+            difference = float((found - expected).abs().max()) / largest
+            worst = max(worst, difference if difference == difference else float("inf"))
+        return worst
 
 
 def relative_difference(
@@ -190,107 +156,258 @@ def relative_difference(
 
     Where the first network refuses the other size, that size is left out.
     """
-    noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
-    larger = nn.functional.interpolate(noise, scale_factor=1.5, mode="nearest")
-    worst = 0.0
-    with torch.no_grad(), evaluation_mode(one), evaluation_mode(other):
-        for inputs in (example, noise, larger):
-            try:
-                expected = logits_of(one(inputs), output)
-            except (RuntimeError, AssertionError, ModelError):
-                if inputs is larger:
-                    continue
-                raise
-            found = logits_of(other(inputs), output)
-            largest = float(expected.abs().max()) or 1.0
-            difference = float((found - expected).abs().max()) / largest
-            worst = max(worst, difference if difference == difference else float("inf"))
-    return worst
+    return _Proof(one, example, output).difference(other)
 
 
-def _plans(
-    dense: nn.Module, silenced: Mapping[str, Sequence[int]], example: Tensor
+def _exact(
+    dense: nn.Module, ways: Mapping[str, Sequence[_Plan]], proof: _Proof
 ) -> dict[str, _Plan]:
-    try:
-        graph = Graph(dense, example[:2])
-    except ModelError:
-        return {}  # every filter is kept, and counted as kept
-    plans = (_plan(dense, graph, site, tuple(indices)) for site, indices in silenced.items())
-    return {plan.site: plan for plan in plans if plan is not None}
+    """Of each site's plans the first that passes the proof, alone and with all others.
+
+    Raises:
+        ProofError: nothing is cut and still the proof fails.
+    """
+    waiting = {site: list(plans) for site, plans in ways.items() if plans}
+
+    def holds(some: Sequence[str]) -> bool:
+        try:
+            smaller = _cut(dense, [waiting[site][0] for site in some])
+            return proof.difference(smaller) <= MAX_REL_DIFF
+        # A network may run any code on the shapes it meets; what raises is not the same network.
+        except Exception:
+            return False
+
+    def culprits(some: Sequence[str]) -> list[str]:
+        if holds(some):
+            return []
+        if len(some) == 1:
+            return list(some)
+        half = len(some) // 2
+        return [*culprits(some[:half]), *culprits(some[half:])]
+
+    while not holds(list(waiting)):
+        if not waiting:
+            raise ProofError(
+                "the network does not give the same logits twice, so that nothing can be removed "
+                "with proof; make its evaluation mode deterministic"
+            )
+        # Where each half holds alone, they do not hold together: all take their next plan.
+        for site in culprits(list(waiting)) or list(waiting):
+            waiting[site].pop(0)
+            if not waiting[site]:
+                del waiting[site]
+    return {site: plans[0] for site, plans in waiting.items()}
 
 
-# --- one site ---------------------------------------------------------------------------------
+# --- plans ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """How the filters of one site are removed.
+    """One way to remove the filters of one site.
 
     Attributes:
-        site: name of the normalisation.
-        producer: the convolution before it.
-        consumers: the layers behind it, where all of them are known.
-        kept: channels that stay in the weights, ascending.
-        standing: where the rest is scattered, the channels that stand in the output.
-        carrier: the silenced channel that stays for the others.
-        folded: channels whose constant goes into the consumers' bias.
-        carried: channels whose constant the carrier takes.
         count: for the report.
+        edits: what becomes of the layers that hold the filters.
+        columns: by reading layer, the columns that go.
+        folds: by reading layer, columns and the constants that go into its bias.
+        carries: by reading layer, pairs of columns: what goes, and the carrier that takes it.
     """
 
-    site: str
-    producer: str
-    consumers: tuple[Consumer, ...]
-    kept: tuple[int, ...]
     count: LayerCount
-    standing: tuple[int, ...] | None = None
-    carrier: int | None = None
-    folded: tuple[int, ...] = ()
-    carried: tuple[int, ...] = ()
+    edits: Mapping[str, LayerEdit]
+    columns: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    folds: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    carries: Mapping[str, Sequence[tuple[int, int, float]]] = field(default_factory=dict)
 
 
-def _plan(dense: nn.Module, graph: Graph, site: str, silenced: tuple[int, ...]) -> _Plan | None:
-    norm = gated_norm(dense, site)
-    path = graph.path(site, norm.bias)
+def _ways(
+    dense: nn.Module, silenced: Mapping[str, tuple[int, ...]], example: Tensor
+) -> dict[str, list[_Plan]]:
+    try:
+        graph = Graph(dense, example[:2])
+    except ModelError:
+        graph = None
+    sites = {site.name: site for site in sites_of(dense, graph)}
+    if unknown := set(silenced) - set(sites):
+        raise ModelError(f"`{sorted(unknown)[0]}` is no site whose filters could be removed")
+    return {name: _plans(dense, graph, sites[name], gone) for name, gone in silenced.items()}
+
+
+def _plans(
+    dense: nn.Module, graph: Graph | None, site: Site, silenced: tuple[int, ...]
+) -> list[_Plan]:
+    """Ways to remove the filters of a site, the best first."""
     # A layer cannot be empty: where all of it is silent, one filter stays as a zero.
-    gone = silenced if len(silenced) < norm.num_features else silenced[1:]
-    if path.producer is None or not gone:
-        return None
-    everything = tuple(range(norm.num_features))
-    plan = _Plan(
-        site=site,
-        producer=path.producer,
-        consumers=path.consumers or (),
-        kept=_without(everything, gone),
-        count=LayerCount(len(silenced), kept=len(silenced) - len(gone)),
-    )
-    if path.consumers is None:
-        return replace(plan, standing=everything, count=replace(plan.count, scatter=len(gone)))
-    loud = tuple(
-        index for index in gone if any(reader.constants[index] != 0 for reader in path.consumers)
-    )
-    plan = replace(plan, count=replace(plan.count, delete=len(gone) - len(loud)))
-    if not loud:
-        return plan
-    if not any(reader.padded for reader in path.consumers):
-        return replace(plan, folded=loud, count=replace(plan.count, fold=len(loud)))
-    return _with_carrier(plan, loud)
+    gone = silenced if len(silenced) < site.filters else silenced[1:]
+    if not gone:
+        return []
+    count = LayerCount(len(silenced), kept=len(silenced) - len(gone))
+    removal = _Removal(dense, graph, site, tuple(gone), count)
+    return removal.of_input() if site.kind == "input" else removal.of_output()
 
 
-def _with_carrier(plan: _Plan, loud: tuple[int, ...]) -> _Plan:
-    """Let the loudest channel carry the others; scatter where one reader hears none of it."""
-    loudness = torch.stack([reader.constants.abs() for reader in plan.consumers]).amin(0)
-    carrier = max(loud, key=lambda index: float(loudness[index]))
-    if loudness[carrier] == 0:
-        standing = tuple(sorted((*plan.kept, *loud)))
-        return replace(plan, standing=standing, count=replace(plan.count, scatter=len(loud)))
-    return replace(
-        plan,
-        carrier=carrier,
-        carried=_without(loud, (carrier,)),
-        kept=tuple(sorted((*plan.kept, carrier))),
-        count=replace(plan.count, carry=len(loud) - 1, carriers=1),
-    )
+@dataclass(frozen=True)
+class _Removal:
+    """The filters of one site that are to go."""
+
+    dense: nn.Module
+    graph: Graph | None
+    site: Site
+    gone: tuple[int, ...]
+    count: LayerCount
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        return _without(range(self.site.filters), self.gone)
+
+    # --- channels of a normalisation or a layer -----------------------------------------------
+
+    def of_output(self) -> list[_Plan]:
+        everything = tuple(range(self.site.filters))
+        scattered = _Plan(
+            replace(self.count, scatter=len(self.gone)), self._rows(self.kept, everything)
+        )
+        start = self.graph.output(self.site.name) if self.graph else None
+        if self.graph is None or start is None:
+            return [scattered]
+        constants = silent_output(gated_layer(self.dense, self.site))
+        found = readers(self.graph, start, constants)
+        if found.mixers or found.others:
+            return [scattered]
+        return [self._read(found.known), scattered]
+
+    def _rows(
+        self, kept: tuple[int, ...], standing: tuple[int, ...] | None = None
+    ) -> dict[str, LayerEdit]:
+        """Edits of the layers that hold the filters: a norm and what stands before it alone."""
+        if self.site.kind == "output":
+            return {self.site.name: LayerEdit(outputs=kept, standing=standing)}
+        producer = self._producer()
+        norm = LayerEdit(outputs=kept, standing=standing, gather=producer is None)
+        edits = {self.site.name: norm}
+        return {producer: LayerEdit(outputs=kept), **edits} if producer else edits
+
+    def _producer(self) -> str | None:
+        """The convolution that feeds this normalisation and nothing else."""
+        call = self.graph.call(self.site.name) if self.graph else None
+        if self.graph is None or call is None:
+            return None
+        before: Node = arguments(call)[0]
+        if before.target not in MIXERS:
+            return None
+        name = self.graph.layer(before)
+        fits = name is not None and self.graph.output(name) is before and len(before.users) == 1
+        return name if fits else None
+
+    def _read(self, found: Sequence[Reader]) -> _Plan:
+        """Delete what no reader hears; fold or carry the rest."""
+        loud = tuple(
+            index
+            for index in self.gone
+            if any((reader.constants[reader.columns([index])] != 0).any() for reader in found)
+        )
+        quiet = len(self.gone) - len(loud)
+        if not any(reader.padded for reader in found) or not loud:
+            return _Plan(
+                replace(self.count, delete=quiet, fold=len(loud)),
+                self._rows(self.kept),
+                {reader.layer: reader.columns(self.gone) for reader in found},
+                {reader.layer: _constants(reader, loud) for reader in found} if loud else {},
+            )
+        return self._carried(found, loud, replace(self.count, delete=quiet))
+
+    def _carried(self, found: Sequence[Reader], loud: tuple[int, ...], count: LayerCount) -> _Plan:
+        """Let the loudest channel carry the others; scatter where one reader hears none of it."""
+
+        def loudness(index: int) -> float:
+            return min(float(r.constants[r.columns([index])].abs().min()) for r in found)
+
+        carrier = max(loud, key=loudness)
+        if loudness(carrier) == 0:
+            quiet = _without(self.gone, loud)
+            standing = tuple(sorted((*self.kept, *loud)))
+            return _Plan(
+                replace(count, scatter=len(loud)),
+                self._rows(self.kept, standing),
+                {reader.layer: reader.columns(quiet) for reader in found},
+            )
+        kept = tuple(sorted((*self.kept, carrier)))
+        carried = _without(loud, (carrier,))
+        return _Plan(
+            replace(count, carry=len(carried), carriers=1),
+            self._rows(kept),
+            {reader.layer: reader.columns(_without(self.gone, (carrier,))) for reader in found},
+            carries={reader.layer: _ratios(reader, carried, carrier) for reader in found},
+        )
+
+    # --- groups of columns --------------------------------------------------------------------
+
+    def of_input(self) -> list[_Plan]:
+        width = _inputs(self.dense, self.site.name)
+        columns = _places(group_of_columns(width, self.site.filters), self.gone)
+        stay = _without(range(width), columns)
+        here = {self.site.name: LayerEdit(inputs=stay, gather=True)}
+        scattered = replace(self.count, scatter=len(self.gone))
+        made_of = self.graph and sources(self.graph, self.site.name, self.site.filters)
+        if not made_of:
+            return [_Plan(scattered, here)]
+        rows = {
+            name: _without(range(len(groups)), _places(groups, self.gone))
+            for name, groups in made_of.items()
+        }
+        everything = {name: tuple(range(len(groups))) for name, groups in made_of.items()}
+        cut = {name: LayerEdit(outputs=kept) for name, kept in rows.items()}
+        filled = {name: replace(edit, standing=everything[name]) for name, edit in cut.items()}
+        deleted = _Plan(
+            replace(self.count, delete=len(self.gone)),
+            {**cut, **self._sizes(tuple(made_of), width)},
+            {self.site.name: columns},
+        )
+        return [deleted, _Plan(scattered, {**filled, **here}), _Plan(scattered, here)]
+
+    def _sizes(self, made_of: Sequence[str], width: int) -> dict[str, LayerEdit]:
+        """The numbers of heads, and of their channels, that attention modules keep of their own."""
+        heads = self.site.filters
+        if width == heads:
+            return {}
+        smaller = {heads: len(self.kept), width: width // heads * len(self.kept)}
+        top = _common_parent((self.site.name, *made_of))
+        edits = {}
+        for name, part in self.dense.get_submodule(top).named_modules(prefix=top):
+            sizes = {
+                size: smaller[old]
+                for size in SIZES
+                if type(old := getattr(part, size, None)) is int and old in smaller
+            }
+            if sizes:
+                edits[name] = LayerEdit(sizes=sizes)
+        return edits
+
+
+def _common_parent(names: Sequence[str]) -> str:
+    parts = [name.split(".")[:-1] for name in names]
+    same = [step[0] for step in zip(*parts, strict=False) if len(set(step)) == 1]
+    depth = next((i for i, step in enumerate(zip(*parts, strict=False)) if len(set(step)) > 1), 0)
+    return ".".join(same[: depth or len(same)])
+
+
+def _places(groups: Tensor, chosen: Sequence[int]) -> list[int]:
+    return torch.isin(groups, torch.tensor(chosen)).nonzero().flatten().tolist()
+
+
+def _constants(reader: Reader, loud: Sequence[int]) -> dict[int, float]:
+    return {column: float(reader.constants[column]) for column in reader.columns(loud)}
+
+
+def _ratios(reader: Reader, carried: Sequence[int], carrier: int) -> list[tuple[int, int, float]]:
+    """Column, the carrier's column that takes it, and by which factor."""
+    own = reader.columns([carrier])
+    return [
+        (column, taker, float(reader.constants[column] / reader.constants[taker]))
+        for index in carried
+        for column, taker in zip(reader.columns([index]), own, strict=True)
+    ]
 
 
 def _without(indices: Sequence[int], gone: Sequence[int]) -> tuple[int, ...]:
@@ -301,141 +418,51 @@ def _without(indices: Sequence[int], gone: Sequence[int]) -> tuple[int, ...]:
 # --- cutting ----------------------------------------------------------------------------------
 
 
-def _cut(dense: nn.Module, plans: Mapping[str, _Plan]) -> nn.Module:
-    """A smaller copy: constants moved into the consumers' weights first, then everything cut."""
+def _cut(dense: nn.Module, plans: Collection[_Plan]) -> nn.Module:
+    """A smaller copy: constants moved into the readers' weights first, then everything cut."""
     smaller = copy.deepcopy(dense)
     with torch.no_grad():
-        for plan in plans.values():
-            for reader in plan.consumers:
-                layer = smaller.get_submodule(reader.module)
-                _fold(layer, reader, plan.folded)
-                if plan.carrier is not None:
-                    _carry(layer, reader, plan.carried, plan.carrier)
+        for plan in plans:
+            for name, constants in plan.folds.items():
+                _fold(smaller.get_submodule(name), constants)
+            for name, pairs in plan.carries.items():
+                weight: Any = smaller.get_submodule(name).weight
+                for column, taker, factor in pairs:
+                    weight[:, taker] += factor * weight[:, column]
     apply_edits(smaller, _edits(dense, plans))
     return smaller
 
 
-def _fold(layer: Any, reader: Consumer, folded: Sequence[int]) -> None:
-    if not folded:
-        return
+def _fold(layer: Any, constants: Mapping[int, float]) -> None:
     if layer.bias is None:
         layer.bias = nn.Parameter(torch.zeros(len(layer.weight)).to(layer.weight))
-    for index in folded:
-        columns = layer.weight[:, _columns((index,), reader.span)]
-        layer.bias += reader.constants[index] * columns.flatten(1).sum(1)
+    columns = (
+        layer.weight[:, list(constants)].flatten(1).view(len(layer.weight), len(constants), -1)
+    )
+    layer.bias += columns.sum(2) @ columns.new_tensor(list(constants.values()))
 
 
-def _carry(layer: Any, reader: Consumer, carried: Sequence[int], carrier: int) -> None:
-    own = _columns((carrier,), reader.span)
-    for index in carried:
-        ratio = reader.constants[index] / reader.constants[carrier]
-        layer.weight[:, own] += ratio * layer.weight[:, _columns((index,), reader.span)]
+def _edits(dense: nn.Module, plans: Collection[_Plan]) -> dict[str, LayerEdit]:
+    """The plans of all sites, layer by layer."""
+    edits: dict[str, LayerEdit] = defaultdict(LayerEdit)
+    gone: dict[str, set[int]] = defaultdict(set)
+    for plan in plans:
+        for name, edit in plan.edits.items():
+            changes = {key: value for key, value in vars(edit).items() if value}
+            edits[name] = replace(edits[name], **changes)
+        for name, columns in plan.columns.items():
+            gone[name].update(columns)
+        for name in plan.folds:
+            bias = edits[name].bias or dense.get_submodule(name).bias is None
+            edits[name] = replace(edits[name], bias=bias)
+    for name, columns_gone in gone.items():
+        stay = _without(range(_inputs(dense, name)), tuple(columns_gone))
+        edits[name] = replace(edits[name], inputs=stay)
+    return dict(edits)
 
 
-def _columns(channels: Sequence[int], span: int) -> list[int]:
-    return [channel * span + offset for channel in channels for offset in range(span)]
-
-
-def _edits(dense: nn.Module, plans: Mapping[str, _Plan]) -> dict[str, LayerEdit]:
-    edits: dict[str, LayerEdit] = {}
-
-    def edit(layer: str, **changes: Any) -> None:
-        edits[layer] = replace(edits.get(layer, LayerEdit()), **changes)
-
-    for plan in plans.values():
-        edit(plan.producer, outputs=plan.kept)
-        edit(plan.site, outputs=plan.kept, standing=plan.standing)
-        standing = plan.standing or plan.kept
-        for reader in plan.consumers:
-            edit(reader.module, inputs=tuple(_columns(standing, reader.span)))
-            if plan.folded and dense.get_submodule(reader.module).bias is None:
-                edit(reader.module, bias=True)
-    return edits
-
-
-def apply_edits(module: nn.Module, edits: Edits) -> None:
-    """Cut the layers of `module` in place: weights, biases, running statistics and sizes.
-
-    The same function makes the slim network from the real weights and, later, its empty shape to
-    load the file into.
-
-    Raises:
-        ModelError: a layer does not exist, is of another kind, or an index is out of its range.
-    """
-    for name, edit in edits.items():
-        try:
-            layer = module.get_submodule(name)
-        except AttributeError as error:
-            raise ModelError(f"the slim edits name a layer `{name}` that does not exist") from error
-        _check_edit(name, layer, edit)
-        with torch.no_grad():
-            if isinstance(layer, _BatchNorm):
-                put(module, name, _smaller_norm(layer, edit))
-            else:
-                _shrink_mixer(layer, edit)
-
-
-def _check_edit(name: str, layer: Any, edit: LayerEdit) -> None:
-    if not isinstance(layer, _BatchNorm | nn.Conv2d | nn.Linear):
-        raise ModelError(f"the slim edits cut `{name}`, but a {type(layer).__name__} cannot be cut")
-    if isinstance(layer, _BatchNorm):
-        width = layer.num_features
-        sizes = [(edit.outputs, width), (edit.standing, width)]
-        if edit.standing and not set(edit.outputs or ()) <= set(edit.standing):
-            raise ModelError(f"the slim edits of `{name}` drop channels that they also keep")
-    else:
-        sizes = [(edit.outputs, layer.weight.shape[0]), (edit.inputs, layer.weight.shape[1])]
-    for indices, size in sizes:
-        if indices is None:
-            continue
-        rising = all(low < high for low, high in itertools.pairwise(indices))
-        if not indices or not rising or indices[0] < 0 or indices[-1] >= size:
-            raise ModelError(
-                f"the slim edits of `{name}` keep channels that are not among its {size}"
-            )
-
-
-def _shrink_mixer(layer: Any, edit: LayerEdit) -> None:
-    weight = layer.weight
-    if edit.outputs is not None:
-        weight = weight[list(edit.outputs)]
-    if edit.inputs is not None:
-        weight = weight[:, list(edit.inputs)]
-    if edit.bias and layer.bias is None:
-        layer.bias = nn.Parameter(torch.zeros(len(layer.weight)).to(weight))
-    if layer.bias is not None and edit.outputs is not None:
-        layer.bias = nn.Parameter(layer.bias[list(edit.outputs)].clone())
-    layer.weight = nn.Parameter(weight.clone())
-    sizes = ("out_channels", "in_channels") if isinstance(layer, nn.Conv2d) else _LINEAR_SIZES
-    setattr(layer, sizes[0], weight.shape[0])
-    setattr(layer, sizes[1], weight.shape[1])
-
-
-_LINEAR_SIZES = ("out_features", "in_features")
-
-
-def _smaller_norm(norm: _BatchNorm, edit: LayerEdit) -> nn.Module:
-    if edit.outputs is None:
-        return norm
-    kept = list(edit.outputs)
-    fill = _when_silent(norm)
-    for name in ("weight", "bias"):
-        setattr(norm, name, nn.Parameter(getattr(norm, name)[kept].clone()))
-    for name in ("running_mean", "running_var"):
-        if getattr(norm, name) is not None:
-            setattr(norm, name, getattr(norm, name)[kept].clone())
-    norm.num_features = len(kept)
-    if edit.standing is None:
-        return norm
-    places = {channel: place for place, channel in enumerate(edit.standing)}
-    index = [places[channel] for channel in kept]
-    fill = fill[list(edit.standing)]
-    return ScatteredNorm(norm, ChannelScatter(len(fill), index, fill))
-
-
-def _when_silent(norm: _BatchNorm) -> Tensor:
-    """(filters,), what a silenced filter emits: β, behind the activation where there is one."""
-    activation = getattr(norm, "act", nn.Identity())
-    # A copy, since activations work in place.
-    emitted: Tensor = activation(norm.bias.detach().clone()[None, :, None, None])
-    return emitted.flatten()
+def _inputs(dense: nn.Module, name: str) -> int:
+    """How many columns a layer has."""
+    weight = dense.get_submodule(name).weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[1]

@@ -47,8 +47,18 @@ class SmallResNet(nn.Module):
 
 
 def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Statistics, weights and biases of every BatchNorm drawn at random; evaluation mode."""
+    """Statistics, weights and biases of every norm, and all biases, drawn at random.
+
+    Scales of layers, which start near 0 in some networks, are drawn too, or nothing would show.
+    In evaluation mode.
+    """
     generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.dim() <= 1 and "bias" in name.rpartition(".")[2]:
+                parameter.normal_(0, 0.5, generator=generator)
+            elif parameter.dim() == 1:
+                parameter.uniform_(0.5, 1.5, generator=generator)
     for norm in module.modules():
         if isinstance(norm, _BatchNorm):
             norm.running_mean.normal_(0, 0.3, generator=generator)

@@ -64,6 +64,34 @@ def test_what_was_measured(plain_run: Run, plain_model: Path) -> None:
     assert slim["parameters"][1] < slim["parameters"][0]
 
 
+def test_how_it_was_pruned(plain_run: Run) -> None:
+    report = plain_run.report
+    prune, histogram = report["prune"], report["prune"]["mask_histogram"]
+    assert len(histogram["silenced"]) == len(histogram["left"]) == 20
+    assert sum(histogram["silenced"]) == prune["silenced"] > 0
+    assert sum(histogram["silenced"]) + sum(histogram["left"]) == prune["filters"]
+
+    tried = prune["tried"]
+    assert [each["accuracy"] for each in tried] == prune["slice_accuracy"][1:]
+    masks = [each["mask"] for each in tried]
+    assert masks == sorted(masks)
+    silenced = {(each["site"], each["index"]) for each in tried if each["silenced"]}
+    layers = prune["per_layer"].items()
+    assert silenced == {(site, index) for site, indices in layers for index in indices}
+    assert prune["threshold"] == pytest.approx(max(m["mask"] for m in tried if m["silenced"]))
+
+
+def test_what_the_figures_were_measured_on(plain_run: Run) -> None:
+    report, folder = plain_run.report, plain_run.folder
+    assert len(report["eval"]["per_class_n"]) == 10
+    assert sum(report["eval"]["per_class_n"]) == report["eval"]["n"]
+    assert report["slim"]["input_size"] == [3, 32, 32]
+    assert report["export"]["bytes"] == {
+        name: (folder / name).stat().st_size
+        for name in ("model.safetensors", "onnx/model.onnx", "slim/model.safetensors")
+    }
+
+
 def test_there_and_back(plain_run: Run) -> None:
     text = (plain_run.folder / "rnp_report.json").read_text()
     report = RunReport.from_json(text)

@@ -17,6 +17,7 @@ from rnp_hub.method import SanitizeConfig
 from rnp_hub.network import Classifier, ImageSet, augment, batches
 from rnp_hub.prune import PruneConfig, prune
 from rnp_hub.recover import RecoverConfig, Recovered, recover
+from rnp_hub.sites import Site
 from rnp_hub.triggers import Poisoned
 from rnp_hub.unlearn import UnlearnConfig, unlearn
 from tests.networks import SmallResNet, stripes, trained
@@ -206,6 +207,7 @@ def recovered(**masks: list[tuple[float, int]]) -> Recovered:
         {name: torch.tensor([value for value, _ in pairs]) for name, pairs in masks.items()},
         {name: torch.tensor([step for _, step in pairs]) for name, pairs in masks.items()},
         (),
+        tuple(Site(name, len(pairs)) for name, pairs in masks.items()),
     )
 
 
@@ -253,7 +255,8 @@ def in_order(*channels: int) -> Recovered:
     """Masks that put these channels first, in this order, from 0 in steps of 0.1; others at 1."""
     values = torch.ones(6)
     values[list(channels)] = torch.arange(len(channels)) / 10
-    return Recovered({"norm": values}, {"norm": torch.zeros(6, dtype=torch.int64)}, ())
+    steps = torch.zeros(6, dtype=torch.int64)
+    return Recovered({"norm": values}, {"norm": steps}, (), (Site("norm", 6),))
 
 
 def test_pruning_stops_before_the_first_filter_that_costs_too_much(

@@ -12,17 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rnp_hub.edits import ChannelScatter, LayerEdit, apply_edits
 from rnp_hub.errors import ModelError
-from rnp_hub.hooks import gate_sites, silence
-from rnp_hub.slim import (
-    MAX_REL_DIFF,
-    ChannelScatter,
-    LayerEdit,
-    Slimmed,
-    apply_edits,
-    relative_difference,
-    slim,
-)
+from rnp_hub.hooks import silence
+from rnp_hub.sites import gate_sites
+from rnp_hub.slim import MAX_REL_DIFF, Slimmed, relative_difference, slim
 from tests.networks import SmallResNet, randomised
 
 
@@ -36,9 +30,14 @@ def some_of_every_site(
     }
 
 
+def silence_by_name(module: nn.Module, silenced: dict[str, tuple[int, ...]]) -> None:
+    by_name = {site.name: site for site in gate_sites(module)}
+    silence(module, {by_name[name]: gone for name, gone in silenced.items()})
+
+
 def slimmed(module: nn.Module, silenced: dict[str, tuple[int, ...]], size: int = 16) -> Slimmed:
     """Cut in float64, and compared once more by the test itself."""
-    silence(module.double(), silenced)
+    silence_by_name(module.double(), silenced)
     generator = torch.Generator().manual_seed(1)
     example = torch.randn(4, 3, size, size, generator=generator, dtype=torch.float64)
     result = slim(module, silenced, example)
@@ -120,21 +119,22 @@ def test_a_layer_silenced_whole_keeps_one_zero() -> None:
     assert (residual.layers["first.bn2"].scatter, residual.layers["first.bn2"].kept) == (7, 1)
 
 
-def test_what_cannot_be_traced_is_kept_and_counted() -> None:
+def test_what_cannot_be_traced_is_scattered() -> None:
     class Moody(SmallResNet):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) if float(x.sum()) < 1e9 else x.flatten(1)
 
     module = randomised(Moody())
-    silence(module, {"first.bn1": (1, 2)})
+    silence_by_name(module, {"first.bn1": (1, 2)})
     result = slim(module, {"first.bn1": (1, 2)}, torch.randn(4, 3, 16, 16))
-    assert (result.layers["first.bn1"].kept, result.layers["first.bn1"].removed) == (2, 0)
+    assert (result.layers["first.bn1"].kept, result.layers["first.bn1"].scatter) == (0, 2)
+    assert result.max_rel_diff <= MAX_REL_DIFF
 
 
 def test_the_callers_network_is_left_as_it_was() -> None:
     module = randomised(SmallResNet())
     silenced = some_of_every_site(module, 0.25)
-    silence(module, silenced)
+    silence_by_name(module, silenced)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     result = slim(module, silenced, torch.randn(4, 3, 16, 16))
     assert parameters(result.module) < parameters(module)
@@ -165,27 +165,19 @@ def test_a_slim_network_is_an_ordinary_module() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "fully"),
-    [
-        ("resnet18", True),
-        ("resnet26d", True),
-        ("seresnet18", True),
-        ("inception_v3", True),
-        ("mobilenetv2_100", False),
-        ("densenet121", False),
-        ("test_resnet", True),
-    ],
+    "name",
+    ["resnet18", "seresnet18", "inception_v3", "mobilenetv2_100", "densenet121"],
 )
-def test_timm_networks_are_exact(name: str, fully: bool) -> None:
+def test_timm_networks_are_exact(name: str) -> None:
     if name not in timm.list_models():
         pytest.skip(f"this timm has no {name}")
     module = randomised(timm.create_model(name, num_classes=5, in_chans=3))
     before = parameters(module)
-    result = slimmed(module, some_of_every_site(module, 0.25), size=96)
+    result = slimmed(module, some_of_every_site(module, 0.25), size=80)
     assert result.refused == ()
     assert parameters(result.module) < before
     kept = sum(count.kept for count in result.layers.values())
-    assert (kept == 0) == fully
+    assert kept == 0
 
 
 # --- random networks ------------------------------------------------------------------------------
