@@ -100,9 +100,8 @@ def write_onnx(
         except Exception as error:  # exporters raise whatever the network's code raises
             failures.setdefault(rung.name, error)
             file.unlink(missing_ok=True)
-    for error in failures.values():
-        if isinstance(error, ProofError):
-            raise ProofError(f"{error}; nothing was kept") from error
+    if wrong := [each for each in failures.values() if isinstance(each, ProofError)]:
+        raise ProofError(f"{wrong[0]}; nothing was kept") from wrong[0]
     first = next(iter(failures.values()))
     raise ProofError(
         f"torch cannot export this network to ONNX ({reason(first)}); nothing was written"
@@ -231,7 +230,6 @@ def compared(
         top1_agreement=agreement,
         latency_ms=_latency_ms(runner, inputs[0][:1]),
         exporter=exporter,
-        bytes=file.stat().st_size,
     )
 
 

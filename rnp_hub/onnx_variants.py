@@ -54,15 +54,28 @@ class VariantConfig:
         if not 0 <= self.min_agreement <= 1:
             raise ConfigError(f"--min-agreement {self.min_agreement} must lie in [0, 1]")
 
+    @staticmethod
+    def of(*, fp16: bool, int8: bool, preprocessing: bool, min_agreement: float) -> VariantConfig:
+        """From the words of a command line.
+
+        Raises:
+            ConfigError: they contradict each other.
+        """
+        if fp16 and int8:
+            raise ConfigError("--fp16 and --int8 are two different files; give one of them")
+        precision: Precision = "fp16" if fp16 else "int8" if int8 else "fp32"
+        return VariantConfig(precision, preprocessing, min_agreement)
+
     @property
     def name(self) -> str:
-        """Its key in the report."""
-        return self.precision + ("_preprocessing" if self.preprocessing else "")
+        """Its key in the report, and the end of its file's name."""
+        words = [self.precision, *(["preprocessing"] if self.preprocessing else [])]
+        return "_".join(words).removeprefix("fp32_")
 
     @property
     def file(self) -> str:
         """Named as transformers.js looks for it."""
-        return "model" + f"_{self.name}".replace("_fp32", "") + ".onnx"
+        return "model.onnx" if self.name == "fp32" else f"model_{self.name}.onnx"
 
 
 def write_variant(

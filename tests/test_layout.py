@@ -46,6 +46,7 @@ ORDER = [
     "output",
     "demo",
     "hub_cards",
+    "exporting",
     "published",
     "remote",
     "destination",

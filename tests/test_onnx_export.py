@@ -86,7 +86,7 @@ def test_the_first_exporter_that_passes(
     module = network().eval()
     file = tmp_path / "model.onnx"
     record = write_onnx(file, module, TARGET, PROBE)
-    assert (record.exporter, record.bytes) == (exporter, file.stat().st_size)
+    assert record.exporter == exporter
     runner = Runner(file)
     assert runner.input_shape == ["batch", 3, *size]
     for batch in (1, 5):
@@ -188,7 +188,7 @@ def test_variants(
     )
     weights = sum(each.numel() for each in model.module.parameters()) * 4
     graph = 110_000  # nodes and names, which a network this small has more of than weights
-    assert record.bytes == file.stat().st_size < share * weights + graph
+    assert file.stat().st_size < share * weights + graph
     inputs = Normalise(model.target.preprocess)(pictures)
     expected = logits(model.module, inputs).argmax(1)
     given = pictures.permute(0, 2, 3, 1).numpy() if preprocessing else inputs.numpy()
