@@ -104,8 +104,13 @@ def write_onnx(
         raise ProofError(f"{wrong[0]}; nothing was kept") from wrong[0]
     first = next(iter(failures.values()))
     raise ProofError(
-        f"torch cannot export this network to ONNX ({reason(first)}); nothing was written"
+        f"torch cannot export this network to ONNX ({reason(_root(first))}); nothing was written"
     ) from first
+
+
+def _root(error: BaseException) -> BaseException:
+    """What the network's code raised, beneath what the exporter says of itself."""
+    return _root(error.__cause__) if error.__cause__ is not None else error
 
 
 def _export(file: Path, wrapped: nn.Module, probe: Tensor, rung: _Rung) -> None:
@@ -138,18 +143,16 @@ def _export(file: Path, wrapped: nn.Module, probe: Tensor, rung: _Rung) -> None:
 @contextlib.contextmanager
 def _spelled_out(module: nn.Module, rung: _Rung) -> Iterator[None]:
     """Have attention layers written as matrix products, which every exporter knows."""
-    switched = [
-        part
-        for part in module.modules()
-        if not rung.fused_attention and getattr(part, "fused_attn", False) is True
-    ]
-    try:
-        for part in switched:
-            vars(part)["fused_attn"] = False
+    with contextlib.ExitStack() as stack:
+        part: Any  # of a class that this module knows nothing of
+        for part in () if rung.fused_attention else module.modules():
+            if getattr(part, "fused_attn", False) is True:  # timm
+                stack.callback(setattr, part, "fused_attn", True)
+                part.fused_attn = False
+            if callable(choose := getattr(part, "set_attn_implementation", None)):  # transformers
+                stack.callback(choose, part.config._attn_implementation)
+                choose("eager")
         yield
-    finally:
-        for part in switched:
-            vars(part)["fused_attn"] = True
 
 
 def _annotate(file: Path, target: Target, notes: Mapping[str, str]) -> None:
