@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.layers import SwiGLU
 from torch import Tensor, nn
 
 import rnp_hub
@@ -31,9 +32,9 @@ TIMM: dict[str, tuple[str, dict[str, Any], int, dict[str, int]]] = {
         {"input": 2, "output": 2},
     ),
     "gated MLP in two layers": (
-        "eva02_tiny_patch14_224",
-        {"img_size": 28, "embed_dim": 24, "depth": 2, "num_heads": 3},
-        28,
+        "vit_tiny_patch16_224",
+        {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "mlp_layer": SwiGLU},
+        32,
         {"input": 4},
     ),
     "gated MLP in one layer": (
@@ -46,7 +47,7 @@ TIMM: dict[str, tuple[str, dict[str, Any], int, dict[str, int]]] = {
         "convnext_atto",
         {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 12)},
         32,
-        {"output": 4},
+        {"output": 8},
     ),
     "standardised weights": (
         "test_nfnet",
