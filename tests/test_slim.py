@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rnp_hub.edits import ChannelScatter, LayerEdit, apply_edits
+from rnp_hub.edits import ChannelScatter, LayerEdit, apply_edits, edits_from_json
 from rnp_hub.errors import ModelError, NoGateSitesError
 from rnp_hub.hooks import silence
 from rnp_hub.sites import gate_sites
@@ -303,10 +303,36 @@ def test_channel_scatter_fills_the_gaps() -> None:
             LayerEdit(outputs=(0, 1), standing=(1, 2)),
             "drop channels that they also keep",
         ),
+        ("first.bn1", LayerEdit(gather=True), "gather channels but do not say which"),
+        ("head", LayerEdit(sizes={"in_features": 3}), "set `head.in_features` to 3"),
+        ("heads", LayerEdit(sizes={"num_heads": 4}), "set `heads.num_heads` to 4"),
+        ("heads", LayerEdit(sizes={"num_heads": 1}, bias=True), "set sizes and cut"),
+        ("grouped", LayerEdit(inputs=(0, 1)), "which is a grouped convolution"),
         ("first.bn7", LayerEdit(outputs=(0,)), "does not exist"),
         ("first", LayerEdit(outputs=(0,)), "a Block cannot be cut"),
     ],
 )
 def test_edits_that_do_not_fit_are_refused(name: str, edit: LayerEdit, sentence: str) -> None:
+    module = SmallResNet()
+    module.heads = nn.MultiheadAttention(6, 3)
+    module.grouped = nn.Conv2d(4, 4, 3, groups=2)
     with pytest.raises(ModelError, match=sentence):
-        apply_edits(SmallResNet(), {name: edit})
+        apply_edits(module, {name: edit})
+
+
+def test_edits_of_the_first_version_are_still_read() -> None:
+    """As version 0.1 wrote them, under the names that its files have."""
+    stored = {
+        "schema": "rnp-hub/slim/1",
+        "timm": "1.0.31",
+        "layers": {
+            "first.conv2": {"outputs": [1, 2]},
+            "first.bn2": {"outputs": [1, 2], "standing": [0, 1, 2, 3, 4, 5, 6, 7]},
+        },
+    }
+    module = SmallResNet()
+    apply_edits(module, edits_from_json(stored))
+    names = {name for name in module.state_dict() if name.startswith("first.bn2")}
+    own = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
+    assert names == {f"first.bn2.norm.{name}" for name in own} | {"first.bn2.scatter.constants"}
+    assert module.state_dict()["first.bn2.scatter.constants"].shape == (6,)
