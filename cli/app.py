@@ -11,7 +11,7 @@ import typer
 from rnp_hub.cli.errors import OneSentenceGroup
 
 if TYPE_CHECKING:
-    from rnp_hub.pipeline import Job
+    from rnp_hub.pipeline import Job, PushJob
 
 app = typer.Typer(
     cls=OneSentenceGroup,
@@ -66,6 +66,12 @@ TargetOption = Annotated[str | None, typer.Option(help="Label the triggers ask f
 Device = Annotated[str, typer.Option(help="cpu, cuda, … or auto.")]
 PrecisionOption = Annotated[Precision, typer.Option(help="Arithmetic; auto asks the hardware.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout and nothing else.")]
+Public = Annotated[
+    bool, typer.Option("--public", help="A new repository is seen by all; private without it.")
+]
+CreatePr = Annotated[
+    bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")
+]
 Force = Annotated[bool, typer.Option(help="Replace what an earlier run made.")]
 
 
@@ -121,7 +127,19 @@ def sanitize(
             help="A mirrored picture keeps its label; known for the named data sets.",
         ),
     ] = None,
-    force: Force = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            help="Replace what an earlier run made; with --push-to, where a person's README is in "
+            "the way, open a pull request."
+        ),
+    ] = False,
+    push_to: Annotated[
+        str | None,
+        typer.Option(help="Repository to push the folder to, you/name; made if there is none."),
+    ] = None,
+    public: Public = False,
+    create_pr: CreatePr = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be pulled and how long it may take.")
     ] = False,
@@ -129,7 +147,7 @@ def sanitize(
 ) -> None:
     """Pull a model, cut the filters that carry a backdoor, prove it, and write a folder to ship.
 
-    Example: rnp-hub sanitize org/model --data cifar10 --n 500
+    Example: rnp-hub sanitize org/model --data cifar10 --n 500 --push-to me/model-rnp
     """
     from rnp_hub.cli import terminal
     from rnp_hub.pipeline import SanitizeJob, sanitize_model
@@ -146,13 +164,14 @@ def sanitize(
         threshold=threshold,
         force=force,
         flip=flip,
+        push=_push_job(push_to, public=public, create_pr=create_pr, force=force),
     )  # fmt: skip
     if dry_run:
         terminal.print_plan(plan(asked), as_json=json)
         return
     with terminal.progress_bars() as progress:
-        report = sanitize_model(asked, progress, terminal.say)
-    terminal.print_report(report, str(asked.folder), as_json=json)
+        report, pushed = sanitize_model(asked, progress, terminal.say)
+    terminal.print_report(report, str(asked.folder), pushed, as_json=json)
 
 
 @app.command()
@@ -211,6 +230,54 @@ def export(
 
 
 @app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="A folder that sanitize made.")],
+    repo: Annotated[str, typer.Argument(help="Repository, you/name; made if there is none.")],
+    public: Public = False,
+    create_pr: CreatePr = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Where a person's README or weights are in the way, open a pull request.",
+        ),
+    ] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch; main if not given.")] = None,
+    message: Annotated[
+        str | None, typer.Option(help="Title of the commit; what was done if not given.")
+    ] = None,
+    tries: Annotated[int, typer.Option(min=1, help="Of one request that fails for a moment.")] = 5,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that the Hub may be silent.")
+    ] = 120.0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what would be pushed, and where; write nothing.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Push a folder to the Hub in one commit, pull it back, and prove it equal to what was proved.
+
+    The token is that of HF_TOKEN or of `hf auth login`.
+
+    Example: rnp-hub push ./out me/model-rnp
+    """
+    from rnp_hub import push as pushing
+    from rnp_hub.cli import terminal
+    from rnp_hub.remote import Patience
+
+    config = pushing.PushConfig(
+        public, create_pr, force, revision, message, Patience(tries=tries, timeout=timeout)
+    )
+    if dry_run:
+        plan = pushing.dry_run(folder, repo, config, say=terminal.say)
+        terminal.print_push_plan(plan, as_json=json)
+        return
+    with terminal.progress_bars() as progress:
+        pushed = pushing.push(folder, repo, config, progress=progress, say=terminal.say)
+    terminal.print_pushed(pushed, as_json=json)
+
+
+@app.command()
 def predict(
     onnx: Annotated[Path, typer.Argument(help="An ONNX file that rnp-hub exported.")],
     images: Annotated[list[Path], typer.Argument(help="Pictures.")],
@@ -224,6 +291,18 @@ def predict(
     from rnp_hub.onnx_io import predict as classify
 
     terminal.print_predictions(classify(onnx, images), as_json=json)
+
+
+def _push_job(repo_id: str | None, *, public: bool, create_pr: bool, force: bool) -> PushJob | None:
+    from rnp_hub.errors import ConfigError
+    from rnp_hub.pipeline import PushJob
+    from rnp_hub.push import PushConfig
+
+    if repo_id is not None:
+        return PushJob(repo_id, PushConfig(public, create_pr, force))
+    if public or create_pr:
+        raise ConfigError("--public and --create-pr speak of a push; give --push-to you/name")
+    return None
 
 
 def _job(

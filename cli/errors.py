@@ -27,5 +27,5 @@ class OneSentenceGroup(TyperGroup):
             print(f"Error: {' '.join(str(error).splitlines())}", file=sys.stderr)
             raise typer.Exit(FAILED) from error
         except KeyboardInterrupt as error:
-            print("Stopped; nothing was written.", file=sys.stderr)
+            print(str(error) or "Stopped; nothing was written.", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from error

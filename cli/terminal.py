@@ -21,6 +21,7 @@ from rnp_hub.progress import Progress
 if TYPE_CHECKING:
     from rnp_hub.onnx_io import Prediction
     from rnp_hub.plan import Plan
+    from rnp_hub.push import Pushed, PushPlan
     from rnp_hub.report import OnnxRecord, RateRecord, RunReport, ScoresRecord
 
 
@@ -62,8 +63,13 @@ def _figure(value: float) -> str:
 # --- results --------------------------------------------------------------------------------
 
 
-def print_report(report: RunReport, folder: str, *, as_json: bool) -> None:
+def print_report(
+    report: RunReport, folder: str, pushed: Pushed | None = None, *, as_json: bool
+) -> None:
     """The table before and after, where the output lies, and what to do next."""
+    if as_json and pushed is not None:
+        _print_json({**json.loads(report.to_json()), "pushed": asdict(pushed)})
+        return
     if as_json:
         print(report.to_json(), end="")
         return
@@ -84,9 +90,12 @@ def print_report(report: RunReport, folder: str, *, as_json: bool) -> None:
         f"Slim equals masked within {slim.max_rel_diff:.0e}, ONNX equals torch within "
         f"{report.export.onnx['fp32'].max_rel_diff:.0e}.\n"
         f"{sum(report.timing_s.values()):.0f} s, {report.peak_memory_mib:,.0f} MiB at most. "
-        f"Written to {folder}/\n\n"
-        f"Next:  rnp-hub predict {shlex.quote(f'{folder}/onnx/model.onnx')} PICTURE…"
+        f"Written to {folder}/\n"
     )
+    if pushed is not None:
+        print_pushed(pushed, as_json=False)
+        return
+    print(f"Next:  rnp-hub predict {shlex.quote(f'{folder}/onnx/model.onnx')} PICTURE…")
 
 
 def print_scores(scores: ScoresRecord, *, as_json: bool) -> None:
@@ -109,6 +118,43 @@ def print_export(file: Path, record: OnnxRecord, *, as_json: bool) -> None:
     )
 
 
+def print_pushed(pushed: Pushed, *, as_json: bool) -> None:
+    """What `push` made, and how near what came back is to what was proved."""
+    if as_json:
+        _print_json(asdict(pushed))
+        return
+    kind = "private" if pushed.private else "public"
+    print(
+        f"Pushed to {pushed.repo_id} ({kind}), {pushed.revision} at {pushed.commit}: "
+        f"{len(pushed.uploaded)} of {len(pushed.files)} files new or changed, "
+        f"{len(pushed.deleted)} deleted.\n"
+        f"Pulled back by that commit, all {len(pushed.files)} files are the same to the bit; on "
+        f"{pushed.inputs} inputs:\n"
+    )
+    rows = [
+        (part, f"{each.max_rel_diff:.0e}", f"{100 * each.top1_agreement:.2f} %")
+        for part, each in pushed.agreement.items()
+    ]
+    _print_table(("published", "max |Δ| / max |logit|", "same top-1"), rows)
+    print(f"\n{pushed.url}")
+
+
+def print_push_plan(plan: PushPlan, *, as_json: bool) -> None:
+    """What `push --dry-run` found."""
+    if as_json:
+        _print_json({**asdict(plan), "target": plan.target()})
+        return
+    rows = [(path, f"{size:,}", _kind(plan, path)) for path, size in plan.upload.items()]
+    rows += [(path, "", "lies there already") for path in plan.unchanged]
+    rows += [(path, "", "deleted") for path in plan.delete]
+    _print_table(("file", "bytes", ""), rows)
+    print(f"\n{sum(plan.upload.values()):,} bytes to {plan.target()}; nothing was written.")
+
+
+def _kind(plan: PushPlan, path: str) -> str:
+    return "replaces a person's" if path in plan.replace else "new or changed"
+
+
 def print_predictions(found: Sequence[Prediction], *, as_json: bool) -> None:
     """What `predict` says of each picture."""
     if as_json:
@@ -124,7 +170,8 @@ def print_plan(plan: Plan, *, as_json: bool) -> None:
         _print_json(asdict(plan))
         return
     for key, value in asdict(plan).items():
-        print(f"{key.replace('_', ' '):>18}  {value}")
+        if value is not None or key != "push_to":
+            print(f"{key.replace('_', ' '):>18}  {value}")
 
 
 def _measures(

@@ -24,6 +24,7 @@ def _options(report: RunReport) -> Iterator[tuple[str, object]]:
     data, config = report.data, report.config
     spec = str(config.get("data", data.id))
     yield "data", f"{spec.partition('@')[0]}@{data.sha}" if data.sha else spec
+    yield "data-config", config.get("data_config")
     yield "n", config["n"]
     yield "eval-n", config.get("eval_n")
     yield "seed", data.seed

@@ -7,7 +7,8 @@
     ├── TriggerError            a trigger is unknown, malformed or does not fit the pictures
     ├── ConfigError             a setting is outside its range or contradicts another
     ├── OutputError             the output folder exists, is not ours, or cannot be written
-    └── ProofError              an artefact is not what it must equal; nothing is written
+    ├── PushError               the Hub, or what lies there, does not let a folder be pushed
+    └── ProofError              an artefact is not what it must equal
 
 Each message is one sentence: what is wrong, where, and what to do about it.
 """
@@ -41,8 +42,12 @@ class OutputError(RnpHubError):
     """The output folder exists, is not ours to replace, or cannot be written."""
 
 
+class PushError(RnpHubError):
+    """The Hub, or what lies there, does not let a folder be pushed, or not be read back."""
+
+
 class ProofError(RnpHubError):
-    """An artefact is not what it must equal; nothing is written."""
+    """An artefact is not what it must equal; unless it was published already, it is not kept."""
 
 
 def reason(error: BaseException) -> str:

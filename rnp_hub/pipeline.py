@@ -1,4 +1,4 @@
-"""The calls in order: pull, evaluate, unlearn, recover, prune, slim, verify, export, card."""
+"""The calls in order: pull, evaluate, unlearn, recover, prune, slim, verify, export, card, push."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from torch import Tensor, nn
 import rnp_hub
 from rnp_hub import evaluate as measuring
 from rnp_hub import export as exporting
+from rnp_hub import push as pushing
 from rnp_hub.compute import Compute, Precision, peak_memory_mib
 from rnp_hub.data import Data, DataConfig, Target, load, load_all
 from rnp_hub.demo import TARGET as DEMO_TARGET
 from rnp_hub.demo import trigger_file
-from rnp_hub.errors import ConfigError, ModelError
+from rnp_hub.errors import ConfigError, ModelError, RnpHubError
 from rnp_hub.hub_cards import write_card
 from rnp_hub.labels import resolve_label
 from rnp_hub.method import SanitizeConfig, Sanitized, Stopwatch, sanitize
 from rnp_hub.network import Classifier, Normalise
 from rnp_hub.output import check_free, new_file, new_folder
 from rnp_hub.progress import Progress, quiet
+from rnp_hub.published import Reference
 from rnp_hub.pull import PulledModel, is_embedded, name_of, pull
+from rnp_hub.push import PushConfig, Pushed
 from rnp_hub.report import (
     FILE,
     DataRecord,
@@ -91,6 +94,14 @@ class Job:
 
 
 @dataclass(frozen=True)
+class PushJob:
+    """A repository on the Hub, and how to push there."""
+
+    repo_id: str
+    config: PushConfig = field(default_factory=PushConfig)
+
+
+@dataclass(frozen=True)
 class SanitizeJob:
     """A job and what to do.
 
@@ -100,6 +111,7 @@ class SanitizeJob:
         recipe, max_ca_drop, threshold: see `SanitizeConfig.of`.
         flip: mirrored pictures keep their label; `None` for what is known of the data.
         force: replace a folder that an earlier run made.
+        push: where the folder goes afterwards; `None` for nowhere.
     """
 
     job: Job
@@ -109,6 +121,7 @@ class SanitizeJob:
     threshold: float | None = None
     force: bool = False
     flip: bool | None = None
+    push: PushJob | None = None
 
     @property
     def folder(self) -> Path:
@@ -254,14 +267,35 @@ def export_model(model: str, out: Path | None, *, force: bool) -> tuple[Path, On
 
 def sanitize_model(
     asked: SanitizeJob, progress: Progress = quiet, say: Say = lambda _: None
-) -> RunReport:
-    """The whole path: from a model's name to a folder that can be shipped.
+) -> tuple[RunReport, Pushed | None]:
+    """The whole path: from a model's name to a folder that can be shipped, and onto the Hub.
 
     Raises:
-        RnpHubError: whatever is wrong; nothing is written then.
+        RnpHubError: whatever is wrong; nothing is written then. Only where the push fails, the
+            folder stays, and the message says how to go on.
     """
     check_free(asked.folder, force=asked.force)
     asked.config()  # a setting that is out of range shall not cost the pulling
+    if asked.push is not None:  # nor shall a missing token
+        pushing.check(asked.push.repo_id, asked.push.config, say=say)
+    report, proved = _sanitize(asked, progress, say)
+    if asked.push is None:
+        return report, None
+    return report, _push(asked.folder, asked.push, proved, progress, say)
+
+
+def _push(folder: Path, to: PushJob, proved: Reference, progress: Progress, say: Say) -> Pushed:
+    try:
+        return pushing.push(
+            folder, to.repo_id, to.config, reference=proved, progress=progress, say=say
+        )
+    except RnpHubError as error:
+        again = pushing.command(folder, to.repo_id, to.config)
+        raise type(error)(f"{error}. {folder} is whole; go on with `{again}`") from error
+
+
+def _sanitize(asked: SanitizeJob, progress: Progress, say: Say) -> tuple[RunReport, Reference]:
+    """Write the folder; give back its report, and what the network in memory answers."""
     watch = Stopwatch()
     opened = watch.time("open", lambda: open_job(asked.job, say))
     clean = opened.data.clean.pictures
@@ -302,8 +336,8 @@ def sanitize_model(
             environment=_environment(opened.classifier.compute),
         )
         (folder / FILE).write_text(report.to_json(), encoding="utf-8")
-        write_card(folder, report)
-    return report
+        write_card(folder, report, asked.push.repo_id if asked.push else None)
+    return report, Reference.of(result.module, _probe(opened))
 
 
 def _flip(asked: SanitizeJob, data: Data, say: Say) -> bool:
@@ -337,10 +371,7 @@ def _refuse_chance(opened: Opened) -> None:
 
 def _export(folder: Path, opened: Opened, result: Sanitized) -> ExportRecord:
     model, slim = opened.model, result.slim
-    pictures = opened.data.evaluation.pictures.images[:PROBES]
-    while len(pictures) < 4:  # the comparison needs batches of 1 and of 3
-        pictures = torch.cat((pictures, pictures))
-    probe = opened.classifier.transform(pictures)
+    probe = _probe(opened)
     dense = exporting.write_model(folder, model, result.module, model.architecture, probe)
     smaller = exporting.slim_architecture(model, slim.edits)
     slim_file = exporting.write_model(folder / "slim", model, slim.module, smaller, probe)
@@ -351,6 +382,14 @@ def _export(folder: Path, opened: Opened, result: Sanitized) -> ExportRecord:
 def _sizes(folder: Path) -> dict[str, int]:
     files = sorted(each for each in folder.rglob("*") if each.suffix in (".safetensors", ".onnx"))
     return {each.relative_to(folder).as_posix(): each.stat().st_size for each in files}
+
+
+def _probe(opened: Opened) -> Tensor:
+    """Pictures to compare networks on, normalised."""
+    pictures = opened.data.evaluation.pictures.images[:PROBES]
+    while len(pictures) < 4:  # the comparison needs batches of 1 and of 3
+        pictures = torch.cat((pictures, pictures))
+    return opened.classifier.transform(pictures)
 
 
 # --- the record -------------------------------------------------------------------------------
@@ -489,6 +528,7 @@ def _settings(asked: SanitizeJob, opened: Opened, config: SanitizeConfig) -> dic
         "model": asked.job.model,
         "recipe": config.recipe,
         "data": asked.job.data.spec,
+        "data_config": asked.job.data.config,
         "image_column": asked.job.data.image_column,
         "label_column": asked.job.data.label_column,
         "flip": config.unlearn.flip,

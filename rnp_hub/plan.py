@@ -16,6 +16,7 @@ from rnp_hub.network import Classifier, Normalise
 from rnp_hub.output import check_free
 from rnp_hub.pipeline import SanitizeJob
 from rnp_hub.pull import locate, target_of
+from rnp_hub.push import check
 from rnp_hub.sources import open_source
 
 PRUNE_LOOKS = 40
@@ -32,6 +33,7 @@ class Plan:
         weights_mib: size of the weights.
         data: the data set and its splits.
         out: the folder that would be written.
+        push_to: where it would be pushed to; `None` for nowhere.
         seconds: estimate, from one training step and one evaluation batch measured here with
             random weights; reading the data from the network is not in it.
     """
@@ -44,6 +46,7 @@ class Plan:
     data_sha: str | None
     out: str
     seconds: int
+    push_to: str | None = None
 
 
 def plan(asked: SanitizeJob) -> Plan:
@@ -76,6 +79,7 @@ def plan(asked: SanitizeJob) -> Plan:
         data_sha=source.sha,
         out=str(asked.folder),
         seconds=_seconds(classifier, target.preprocess.input_size, job.data, config),
+        push_to=check(asked.push.repo_id, asked.push.config).target() if asked.push else None,
     )
 
 

@@ -12,13 +12,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from rnp_hub import transformers_io, weights
 from rnp_hub.architecture import OWN_KEY, Architecture
 from rnp_hub.data import Target
-from rnp_hub.errors import ModelError
-from rnp_hub.network import check_finite
+from rnp_hub.errors import ModelError, reason
+from rnp_hub.network import check_finite, logits_of
 from rnp_hub.preprocess import Preprocess
 from rnp_hub.repository import (
     CARD,
@@ -29,9 +30,7 @@ from rnp_hub.repository import (
     open_folder,
     open_on_hub,
 )
-from rnp_hub.weights import WEIGHTS, WeightFiles
-
-__all__ = ["WEIGHTS", "Located", "PulledModel", "load", "locate", "name_of", "pull", "target_of"]
+from rnp_hub.weights import WeightFiles
 
 DEMO = "demo"
 
@@ -116,7 +115,30 @@ def pull(spec: str, revision: str | None = None) -> PulledModel:
         notes.append(note)
     module = architecture.fill(found.tensors, located.spec)
     check_finite(module)
+    _check_answer(module, target)
     return PulledModel(module, architecture, target, located, tuple(notes), found.sha256)
+
+
+def _check_answer(module: nn.Module, target: Target) -> None:
+    """Show the network one grey picture: it must take that size and give that many logits.
+
+    Raises:
+        ModelError: it does not, so its preprocessing is not its own.
+    """
+    size = target.preprocess.input_size
+    try:
+        with torch.no_grad():
+            logits = logits_of(module(torch.zeros(1, *size)))
+    except Exception as error:  # whatever the code of the network raises
+        raise ModelError(
+            f"the network cannot take pictures of {' × '.join(map(str, size))}, which its "
+            f"configuration asks for ({reason(error)}); correct the size there"
+        ) from error
+    if logits.shape[1] != target.classes:
+        raise ModelError(
+            f"the network gives {logits.shape[1]} logits but its configuration says "
+            f"{target.classes} classes; correct it"
+        )
 
 
 def _notes_on(config: Mapping[str, Any]) -> list[str]:
@@ -191,7 +213,7 @@ def _located(repository: Repository) -> Located:
         processor = repository.json(transformers_io.PROCESSOR)
     card = (repository.text(CARD) or b"").decode(errors="replace")
     try:
-        files = weights.choose(repository.files, repository.path, shown)
+        files = weights.choose(repository.files, repository.path, shown, repository.below)
     except ModelError as error:
         if not repository.offline:
             raise

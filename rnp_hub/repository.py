@@ -9,12 +9,15 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from rnp_hub.errors import ModelError, reason, transport_errors
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
 
 CONFIG = "config.json"
 CARD = "README.md"
@@ -52,6 +55,7 @@ class Repository:
         files: sizes in bytes of the files directly within, by name, as the Hub states them.
         root: the folder they lie in; `None` where they must be fetched.
         offline: only what was fetched before can be read.
+        below: paths of files in folders below, where the Hub lists them.
     """
 
     shown: str
@@ -60,7 +64,8 @@ class Repository:
     folder: str | None
     files: Mapping[str, int]
     root: Path | None
-    offline: bool = field(default=False)
+    offline: bool = False
+    below: tuple[str, ...] = ()
 
     def path(self, name: str) -> Path:
         """The path of one of the files, fetched if it must be.
@@ -125,7 +130,7 @@ class Repository:
                 hf_hub_download(self.repo_id, name, revision=self.sha, subfolder=self.folder)
             )
         except GatedRepoError as error:
-            raise ModelError(_gated(self.repo_id, error)) from error
+            raise ModelError(_gated(self.repo_id)) from error
         except transport_errors(RuntimeError) as error:
             raise ModelError(
                 f"{name} of {self.repo_id} cannot be downloaded ({reason(error)}); try again"
@@ -184,7 +189,8 @@ def folder_of(spec: str) -> Path | None:
     """The folder that a spec names, if it names one: `local-dir:PATH`, or a path that exists."""
     local = spec.startswith("local-dir:")
     path = Path(spec.removeprefix("local-dir:")).expanduser()
-    return path if local or (path.exists() and not spec.startswith("hf")) else None
+    on_hub = re.match(r"hf[-_]hub:", spec)
+    return path if local or (path.exists() and not on_hub) else None
 
 
 # --- opening ----------------------------------------------------------------------------------
@@ -213,6 +219,36 @@ def open_on_hub(address: Address) -> Repository:
     Raises:
         ModelError: there is none that can be read, said with what to do about it.
     """
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    repo_id = address.repo_id
+    revision = unquote(address.revision) if address.revision else None
+    try:
+        info = _described(repo_id, revision)
+    except OfflineModeIsEnabled:
+        return _in_cache(address, revision or "main")
+    if not info.sha or info.siblings is None:
+        raise ModelError(_unreachable(repo_id, ValueError("it answers, but not as a Hub does")))
+    remember(repo_id, revision or "main", info.sha)
+    prefix = f"{address.folder}/" if address.folder else ""
+    sizes = {
+        file.rfilename.removeprefix(prefix): file.size or 0
+        for file in info.siblings
+        if file.rfilename.startswith(prefix)
+    }
+    return Repository(
+        shown=f"{repo_id}/{address.folder}".rstrip("/"),
+        repo_id=repo_id,
+        sha=info.sha,
+        folder=address.folder or None,
+        files={name: size for name, size in sizes.items() if "/" not in name},
+        root=None,
+        below=tuple(name for name in sizes if "/" in name),
+    )
+
+
+def _described(repo_id: str, revision: str | None) -> ModelInfo:
+    """What the Hub says of a repository, or why it says nothing."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -222,16 +258,14 @@ def open_on_hub(address: Address) -> Repository:
         RevisionNotFoundError,
     )
 
-    repo_id = address.repo_id
-    revision = unquote(address.revision) if address.revision else None
     try:
-        info = HfApi().model_info(repo_id, revision=revision, files_metadata=True)
+        return HfApi().model_info(repo_id, revision=revision, files_metadata=True)
     except OfflineModeIsEnabled:
-        return _in_cache(address, revision or "main")
+        raise
     except RevisionNotFoundError as error:
         raise ModelError(f"{repo_id} has no revision {revision!r}; look it up there") from error
     except GatedRepoError as error:
-        raise ModelError(_gated(repo_id, error)) from error
+        raise ModelError(_gated(repo_id)) from error
     except RepositoryNotFoundError as error:
         raise ModelError(
             f"the Hub has no model {repo_id!r} that you may read; check the name, or log in with "
@@ -241,18 +275,6 @@ def open_on_hub(address: Address) -> Repository:
         raise ModelError(f"{repo_id} is no Hub id ({reason(error)}); give another") from error
     except transport_errors(RuntimeError, ValueError) as error:
         raise ModelError(_unreachable(repo_id, error)) from error
-    if not info.sha or info.siblings is None:
-        raise ModelError(_unreachable(repo_id, ValueError("it answers, but not as a Hub does")))
-    prefix = f"{address.folder}/" if address.folder else ""
-    names = {
-        file.rfilename.removeprefix(prefix): file.size or 0
-        for file in info.siblings
-        if file.rfilename.startswith(prefix)
-    }
-    files = {name: size for name, size in names.items() if "/" not in name}
-    remember(repo_id, revision or "main", info.sha)
-    shown = f"{repo_id}/{address.folder}".rstrip("/")
-    return Repository(shown, repo_id, info.sha, address.folder or None, files, None)
 
 
 def _unreachable(repo_id: str, error: BaseException) -> str:
@@ -269,16 +291,16 @@ def _unreachable(repo_id: str, error: BaseException) -> str:
             f"your token may not read {repo_id} ({reason(error)}); take one with the right to "
             "read it, from the settings of your account"
         )
+    why = reason(error) if status is None else f"status {status}"
     return (
-        f"{repo_id} cannot be reached ({reason(error)}) at {constants.ENDPOINT}; check the "
+        f"{repo_id} cannot be reached ({why}) at {constants.ENDPOINT}; check the "
         "network and HF_ENDPOINT, or give a folder"
     )
 
 
-def _gated(repo_id: str, error: BaseException) -> str:
+def _gated(repo_id: str) -> str:
     from huggingface_hub import constants, get_token
 
-    del error
     page = f"{constants.ENDPOINT}/{repo_id}"
     if get_token() is None:
         return f"{repo_id} is gated; ask for access at {page} and log in with `hf auth login`"

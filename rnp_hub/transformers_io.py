@@ -23,6 +23,9 @@ from rnp_hub.errors import ModelError, reason
 from rnp_hub.preprocess import INTERPOLATIONS, Preprocess
 
 PROCESSOR = "preprocessor_config.json"
+CODE_KEYS = {"auto_map", "custom_pipelines", "_attn_implementation", "attn_implementation"}
+"""Where a configuration may name code to fetch: an attention may be a kernel on the Hub."""
+
 PROOF_SIZES = ((5, 4), (4, 7), (6, 6))
 """Quarters of the input size, (width, height), of the pictures that two geometries are held on."""
 
@@ -165,12 +168,17 @@ def load_plainly(folder: Path) -> nn.Module:
 
 
 def without_code(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration that names no code of its repository."""
-    return {key: value for key, value in config.items() if key != "auto_map"}
+    """A configuration that names no code of a repository."""
+    return {key: value for key, value in config.items() if key not in CODE_KEYS}
 
 
 def _configured(config: Mapping[str, Any]) -> Any:
     cls = config_class(config)
+    if config.get("quantization_config"):
+        raise ModelError(
+            "config.json has a quantization_config, and quantised weights cannot be pruned here; "
+            "give the model they were made from"
+        )
     try:
         with _quiet():
             made = cls.from_dict(without_code(config))
@@ -193,6 +201,10 @@ def _cannot_build(config: Mapping[str, Any], error: BaseException) -> str:
 def preprocess_of(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Preprocess:
     """What an image processor does, in our terms: held against the processor itself.
 
+    It is the processor that computes with Pillow. The one that computes with torchvision, which
+    transformers takes where it can, resizes to another rounding (a step of 255, a few where a
+    picture grows), and pads a picture that is smaller than its crop one pixel elsewhere.
+
     Args:
         config: the model's `config.json`.
         processor: its `preprocessor_config.json`.
@@ -200,11 +212,19 @@ def preprocess_of(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Pr
     Raises:
         ModelError: transformers cannot read it, or it does what cannot be said here.
     """
+    channels = config.get("num_channels", 3)
+    if channels != 3:
+        raise ModelError(
+            f"config.json says num_channels {channels!r}; of transformers only networks for "
+            "colour (3) are read"
+        )
     theirs = _processor(config, processor)
     try:
         ours = _expressed(theirs)
         apart = _difference(ours, theirs)
-    except (AttributeError, TypeError, ValueError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # each processor has fields and code of its own
         raise ModelError(_inexpressible(theirs, reason(error))) from error
     if not apart <= MAX_PROCESSOR_DIFF:
         raise ModelError(_inexpressible(theirs, f"pixels come out {apart:.2g} apart"))

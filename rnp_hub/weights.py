@@ -44,6 +44,9 @@ FOREIGN = {
 }
 """Endings of weights that are made for another library."""
 
+OTHER_NAMES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt"}
+"""Endings of weights that might be read, were their names known."""
+
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net")
 """Where in a training checkpoint the tensors lie, in the order in which timm looks."""
 
@@ -84,28 +87,37 @@ class Weights:
     notes: tuple[str, ...] = ()
 
 
-def choose(files: Collection[str], fetch: Fetch, shown: str) -> WeightFiles:
+def choose(
+    files: Collection[str], fetch: Fetch, shown: str, below: Collection[str] = ()
+) -> WeightFiles:
     """Find the weights among the files of a folder; an index is read, no tensor.
 
     Args:
         files: names within the folder.
         fetch: gives the path of one.
         shown: the folder or repository, for messages.
+        below: paths of files in folders below, for messages.
 
     Raises:
         ModelError: there are none that could be read, or an index names files that are not there.
     """
     name = next((name for name in ORDER if name in files), None)
     if name is None:
-        raise ModelError(_none(files, shown))
+        raise ModelError(_none([*sorted(files), *sorted(below)], shown))
     kind: Literal["safetensors", "pickle"] = "safetensors" if "safetensors" in name else "pickle"
     if not name.endswith(".index.json"):
         return WeightFiles(name, kind, (name,))
     return WeightFiles(name, kind, _shards(fetch(name), files, f"{name} of {shown}"))
 
 
-def _none(files: Collection[str], shown: str) -> str:
-    for file in sorted(files):
+def _none(files: Sequence[str], shown: str) -> str:
+    unknown = next((file for file in files if Path(file).suffix.lower() in OTHER_NAMES), None)
+    if unknown is not None:
+        return (
+            f"{shown} holds no {WEIGHTS}, only {unknown}, which is under no name that timm or "
+            "transformers would look for; save the weights as safetensors, or ask its author to"
+        )
+    for file in files:
         library = FOREIGN.get(Path(file).suffix.lower())
         if library:
             return (

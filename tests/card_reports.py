@@ -140,6 +140,9 @@ TRANSFORMERS = replace(
         library="transformers",
         architecture="ResNetForImageClassification",
         licence="mit, cc-by-4.0",
+        weights="pytorch_model.bin",
+        weights_sha256="f" * 64,
+        weights_format="pickle",
     ),
 )
 CLEAN = replace(

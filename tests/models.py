@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,12 +97,14 @@ def cifar_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- the command line -------------------------------------------------------------------------
 
 
-def command_line(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """`rnp-hub` in a process of its own."""
+def command_line(
+    *words: str | Path, cwd: Path, settings: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`rnp-hub` in a process of its own; `settings` are more environment variables."""
     return subprocess.run(
         [sys.executable, "-m", "rnp_hub", *map(str, words)],
         cwd=cwd,
-        env=environment(),
+        env=environment() | dict(settings or {}),
         capture_output=True,
         text=True,
         timeout=120,

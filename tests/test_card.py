@@ -249,6 +249,11 @@ def test_command_keeps_the_folder_within_a_repository(asked: str) -> None:
     assert f"rnp-hub sanitize org/name/slim@{'a' * 40} " in render(report)
 
 
+def test_command_names_one_of_several_data_sets() -> None:
+    report = replace(TIMM, config=TIMM.config | {"data_config": "large"})
+    assert f"--data animals@{'b' * 40} --data-config large --n 500 " in render(report)
+
+
 def test_many_labels_are_folded() -> None:
     card = CARDS["many_labels"]
     assert len(re.findall(r"^\| \d+ \| [\d.]+ % \|", card, re.M)) == 20

@@ -27,12 +27,18 @@ SAYS = {
     "fixed_input_size": False,
 }
 
-THIN = {"mlp_ratio": 0.01}
-"""Of a VGG, whose hidden layers are a hundred million numbers otherwise."""
+THIN: dict[str, dict[str, Any]] = {
+    "resnet18": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]},
+    "resnet50": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]},
+    "resnet50d": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]},
+    "vgg11_bn": {"mlp_ratio": 0.01},
+    "densenet121": {"block_config": [1, 1, 1, 1]},
+}
+"""Arguments that make the networks small where it does not matter."""
 
 
 def small_resnet(name: str) -> nn.Module:
-    network = timm.create_model(name)
+    network = timm.create_model(name, **THIN[name])
     network.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
     network.maxpool = nn.Identity()
     network.fc = nn.Linear(network.fc.in_features, 10)
@@ -40,14 +46,14 @@ def small_resnet(name: str) -> nn.Module:
 
 
 def small_vgg(name: str) -> nn.Module:
-    network = timm.create_model(name, **THIN)
+    network = timm.create_model(name, **THIN[name])
     network.pre_logits = nn.Identity()
     network.head.fc = nn.Linear(512, 10)
     return network
 
 
 def small_densenet(name: str) -> nn.Module:
-    network = timm.create_model(name, growth_rate=12)
+    network = timm.create_model(name, growth_rate=12, **THIN[name])
     network.features.conv0 = nn.Conv2d(3, 24, 3, padding=1, bias=False)
     network.features.norm0 = nn.Identity()
     network.features.pool0 = nn.Identity()
@@ -57,7 +63,7 @@ def small_densenet(name: str) -> nn.Module:
 
 ALTERED = {
     "resnet18": (small_resnet, "3 × 3 first convolution, no max-pooling"),
-    "resnet26": (small_resnet, "3 × 3 first convolution, no max-pooling"),
+    "resnet50": (small_resnet, "3 × 3 first convolution, no max-pooling"),
     "vgg11_bn": (small_vgg, "no hidden layers before the classifier"),
     "densenet121": (
         small_densenet,
@@ -69,8 +75,7 @@ ALTERED = {
 def on_the_hub(folder: Path, name: str, network: nn.Module) -> Path:
     """A repository of that family: everything twice in the config, the weights a pickle."""
     folder.mkdir()
-    args = THIN if name.startswith("vgg") else {}
-    config = {"architecture": name, "model_args": args, **SAYS, "pretrained_cfg": SAYS}
+    config = {"architecture": name, "model_args": THIN[name], **SAYS, "pretrained_cfg": SAYS}
     (folder / "config.json").write_text(json.dumps(config))
     torch.save(network.state_dict(), folder / "pytorch_model.bin")
     return folder
@@ -111,18 +116,18 @@ def test_altered_networks_are_recognised(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"),
-    [("resnet18", {}), ("resnet26d", {}), ("vgg11_bn", THIN), ("densenet121", {"growth_rate": 12})],
+    ("name", "more"),
+    [("resnet18", {}), ("resnet50d", {}), ("vgg11_bn", {}), ("densenet121", {"growth_rate": 12})],
 )
-def test_plain_networks_are_left_alone(
-    name: str, arguments: dict[str, Any], tmp_path: Path
-) -> None:
+def test_plain_networks_are_left_alone(name: str, more: dict[str, Any], tmp_path: Path) -> None:
+    arguments = THIN[name] | more
     network = timm.create_model(name, num_classes=10, **arguments)
     folder = on_the_hub(tmp_path / "model", name, network)
     config = json.loads((folder / "config.json").read_text()) | {"model_args": arguments}
     (folder / "config.json").write_text(json.dumps(config))
     model = pull(str(folder))
     assert (model.architecture.stem, len(model.notes)) == (None, 1)
+    assert torch.equal(answers(model.module), answers(network.eval()))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from tests.models import (
     listing,
 )
 
-COMMANDS = ("sanitize", "evaluate", "export", "predict")
+COMMANDS = ("sanitize", "evaluate", "export", "push", "predict")
 HEAVY = ("torch", "timm", "datasets", "onnx", "onnxruntime", "numpy", "rich", "PIL")
 """pydantic is not among them: typer itself reads parameters with it."""
 

@@ -157,6 +157,6 @@ def test_ctrl_c_in_the_middle(plain_model: Path, tmp_path: Path) -> None:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, stderr
     assert (stdout, stderr) == ("", "Stopped; nothing was written.\n")
     assert listing(tmp_path) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,27 @@ def fingerprints(specs: list[list[str | None]]) -> list[Any]:
     return found
 
 
-def test_revisions_and_addresses(hub: Hub, folders: list[Path], tmp_path: Path) -> None:
+def visit(specs: list[list[str | None]], only_look_at: str) -> list[Any]:
+    from rnp_hub.pull import locate
+
+    return [fingerprints(specs), locate(only_look_at).sha]
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What a process made of the Hub, and the cache it left."""
+
+    home: Path
+    commits: list[str]
+    wanted: list[list[Any]]
+    found: list[list[Any]]
+    fetched: list[str]
+
+
+@pytest.fixture(scope="module")
+def visited(hub: Hub, folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Visit:
+    """`me/many`, whose first commit is also a branch and a pull request, and others."""
+    work = tmp_path_factory.mktemp("visit")
     hub.create_repo("me/many")
     first = hub.add_files("me/many", contents(folders[0]))
     login = {"Authorization": f"Bearer {hub.token}"}
@@ -127,13 +148,12 @@ def test_revisions_and_addresses(hub: Hub, folders: list[Path], tmp_path: Path) 
     second = hub.add_files("me/many", {**contents(folders[1]), **contents(folders[2], "slim/")})
     vit = FAMILIES["vit"]
     hub.create_repo("me/vit")
-    of_vit = hub.add_files("me/vit", contents(vit.write(tmp_path / "vit")))
+    of_vit = hub.add_files("me/vit", contents(vit.write(work / "vit")))
+    hub.create_repo("me/looked-at")
+    looked_at = hub.add_files("me/looked-at", contents(folders[0]))
 
-    old, new, below = (
-        [fingerprint(network(0)), first],
-        [fingerprint(network(1)), second],
-        [fingerprint(network(2)), second],
-    )
+    totals = [fingerprint(network(seed)) for seed in range(3)]
+    old, new, below = [totals[0], first], [totals[1], second], [totals[2], second]
     page = f"{hub.endpoint}/me/many"
     wanted: list[tuple[str, str | None, list[Any]]] = [
         ("me/many", None, new),
@@ -151,13 +171,28 @@ def test_revisions_and_addresses(hub: Hub, folders: list[Path], tmp_path: Path) 
         ("https://huggingface.co/me/many/tree/main", None, new),
         ("me/vit", None, [fingerprint(vit.network()), of_vit]),
     ]
-    specs = [[spec, revision] for spec, revision, _ in wanted]
     with hub.recording() as exchanges:
-        found = hub.call(fingerprints, token=hub.token, settings=SETTINGS, specs=specs)
-    assert [sha for _, sha in found] == [sha for *_, (_, sha) in wanted]
-    assert [value for value, _ in found] == pytest.approx([value for *_, (value, _) in wanted])
+        found, sha = hub.call(
+            visit,
+            uses=[fingerprints],
+            settings=SETTINGS | {"HF_HOME": str(work / "home")},
+            specs=[[spec, revision] for spec, revision, _ in wanted],
+            only_look_at="me/looked-at",
+        )
+    assert sha == looked_at
     fetched = [each["path"] for each in exchanges if "/resolve/" in each["path"]]
-    assert {path.split("/")[4] for path in fetched} == {first, second, of_vit}
+    commits = [first, second, of_vit, looked_at]
+    return Visit(work / "home", commits, [each for *_, each in wanted], found, fetched)
+
+
+def test_revisions_and_addresses(visited: Visit) -> None:
+    assert [sha for _, sha in visited.found] == [sha for _, sha in visited.wanted]
+    totals = [total for total, _ in visited.wanted]
+    assert [total for total, _ in visited.found] == pytest.approx(totals)
+
+
+def test_every_file_is_asked_for_by_commit(visited: Visit) -> None:
+    assert {path.split("/")[4] for path in visited.fetched} == {*visited.commits}
 
 
 def test_a_branch_that_moves_while_it_is_read(hub: Hub, folders: list[Path]) -> None:
@@ -202,6 +237,14 @@ def outcomes(cases: list[list[str | None]]) -> list[Any]:
     return found
 
 
+def lightly(cases: list[list[str | None]]) -> list[Any]:
+    """The outcomes, and which heavy libraries they took that are not for everyone."""
+    import sys
+
+    found = outcomes(cases)
+    return [found, [name for name in ("transformers", "picklescan") if name in sys.modules]]
+
+
 CONFIGURATIONS: dict[str, Any] = {
     "text": {"model_type": "bert", "architectures": ["BertForSequenceClassification"]},
     "detector": {"model_type": "detr", "architectures": ["DetrForObjectDetection"]},
@@ -221,6 +264,7 @@ WITHOUT_TOKEN = {
     "a--b/c": "a--b/c is no Hub id (",
     "org/plain@v9": "org/plain has no revision 'v9'; look it up there",
     "org/plain/slim": "org/plain/slim holds no config.json; it must be a model in the layout of",
+    "org/forbidden": "your token may not read org/forbidden (",
     "org/empty": "org/empty holds no config.json; it must be a model in the layout of timm or "
     "transformers",
     "org/diffusers": "org/diffusers is a pipeline of diffusers, which makes pictures; give an "
@@ -234,7 +278,7 @@ WITHOUT_TOKEN = {
     "nearest is ",
     "org/code": "config.json asks for code of its own (auto_map) for its model_type 'mine', and "
     "code from a repository is never run; give a model of a type that transformers has",
-    "org/plain": "org/plain holds no model.safetensors, only weights for TensorFlow (tf_model.h5), "
+    "org/plain": "org/plain holds no model.safetensors, only weights for ONNX (onnx/model.onnx), "
     "which cannot be pruned here; give the PyTorch model they were made from",
     "https://example.org/org/plain": "https://example.org/org/plain is no address on the Hub (",
     "{hub}/datasets/org/plain": "{hub}/datasets/org/plain is no address of a model; it must read "
@@ -256,7 +300,7 @@ def refusing(hub: Hub) -> Hub:
     """The Hub with a repository for each refusal."""
     for name, config in CONFIGURATIONS.items():
         hub.create_repo(f"org/{name}")
-        weights = "tf_model.h5" if name == "plain" else "model.safetensors"
+        weights = "onnx/model.onnx" if name == "plain" else "model.safetensors"
         hub.add_files(f"org/{name}", {"config.json": json.dumps(config), weights: b"x" * 100})
     hub.create_repo("org/empty")
     hub.create_repo("org/diffusers")
@@ -273,7 +317,9 @@ def test_each_refusal_is_one_sentence(refusing: Hub) -> None:
     expected = [((spec, None), text) for spec, text in WITHOUT_TOKEN.items()]
     expected += [((spec, f"hf_{user}_write"), text) for (spec, user), text in WITH_TOKEN.items()]
     cases = [[spec.format(hub=hub.endpoint), token] for (spec, token), _ in expected]
-    found = hub.call(outcomes, settings=SETTINGS, cases=cases)
+    no_rights = {"action": "status", "status": 403, "path": "models/org/forbidden", "times": None}
+    with hub.faults(no_rights):
+        found = hub.call(outcomes, settings=SETTINGS, cases=cases)
     for ((spec, _), text), (code, stdout, stderr) in zip(expected, found, strict=True):
         assert (code, stdout) == (2, ""), spec
         assert stderr.startswith("Error: " + text.format(hub=hub.endpoint)), (spec, stderr)
@@ -283,59 +329,47 @@ def test_each_refusal_is_one_sentence(refusing: Hub) -> None:
 def test_an_endpoint_that_is_no_hub(refusing: Hub) -> None:
     settings = SETTINGS | {"HF_ENDPOINT": f"{refusing.endpoint}/wrong"}
     cases = [["org/plain", None]]
-    ((code, stdout, stderr),) = refusing.call(outcomes, settings=settings, cases=cases)
-    assert (code, stdout) == (2, "")
-    assert stderr.startswith("Error: org/plain cannot be reached (404 "), stderr
-    assert stderr.endswith(
-        f") at {refusing.endpoint}/wrong; check the network and HF_ENDPOINT, or give a folder\n"
+    ((code, stdout, stderr),), imported = refusing.call(
+        lightly, uses=[outcomes], settings=settings, cases=cases
     )
-    assert len(stderr.splitlines()) == 1
+    assert imported == []
+    assert (code, stdout) == (2, "")
+    assert stderr == (
+        f"Error: org/plain cannot be reached (status 404) at {refusing.endpoint}/wrong; check the "
+        "network and HF_ENDPOINT, or give a folder\n"
+    )
 
 
 # --- the cache --------------------------------------------------------------------------------
 
 
-def warm() -> list[Any]:
-    from rnp_hub.pull import locate, pull
-
-    return [pull("org/cached").located.sha, locate("org/looked-at").sha]
-
-
-def test_offline(hub: Hub, folders: list[Path], tmp_path: Path) -> None:
-    heads = []
-    for name in ("cached", "looked-at"):
-        hub.create_repo(f"org/{name}")
-        heads.append(hub.add_files(f"org/{name}", contents(folders[0])))
-    here = SETTINGS | {"HF_HOME": str(tmp_path / "warm")}
-    assert hub.call(warm, settings=here) == heads
-    hub.add_files("org/cached", contents(folders[2]))  # nobody offline can know
-
-    read = ["org/cached", f"org/cached@{heads[0]}"]
-    refused = ["org/other", "org/cached@v1", "org/cached/slim", "org/looked-at"]
+def test_offline(hub: Hub, visited: Visit, folders: list[Path]) -> None:
+    first, second, *_ = visited.commits
+    hub.add_files("me/many", contents(folders[2]))  # nobody offline can know
+    read = ["me/many", f"me/many@{first}", "me/many/slim"]
+    refused = ["org/other", "me/many@v1", "me/vit/slim", "me/looked-at"]
     with hub.recording() as exchanges:
         pulled, sentences = hub.call(
             offline,
             uses=[fingerprints, outcomes],
-            settings=here | {"HF_HUB_OFFLINE": "1"},
+            settings=SETTINGS | {"HF_HOME": str(visited.home), "HF_HUB_OFFLINE": "1"},
             read=read,
             refused=refused,
         )
     assert exchanges == []
-    assert pulled == [[pytest.approx(fingerprint(network(0))), heads[0]]] * 2
-    for spec, (code, stdout, stderr) in zip(refused, sentences, strict=True):
+    assert [sha for _, sha in pulled] == [second, first, second]
+    totals = [fingerprint(network(seed)) for seed in (1, 0, 2)]
+    assert [total for total, _ in pulled] == pytest.approx(totals)
+    holds = f"the cache ({visited.home / 'hub'}) holds no"
+    wanted = [
+        f"{holds} org/other at main; run once without it, or give a folder",
+        f"{holds} me/many at v1; run once without it, or give a folder",
+        f"{holds} me/vit at main; run once without it, or give a folder",
+        "the cache holds no weights of me/looked-at; run once without it",
+    ]
+    for sentence, (code, stdout, stderr) in zip(wanted, sentences, strict=True):
         assert (code, stdout) == (2, "")
-        name, _, revision = spec.partition("@")
-        holds = f"org/{name.split('/')[1]} at {revision or 'main'}"
-        if spec == "org/looked-at":
-            assert stderr == (
-                "Error: HF_HUB_OFFLINE is set and the cache holds no weights of org/looked-at; "
-                "run once without it\n"
-            )
-            continue
-        assert stderr == (
-            f"Error: HF_HUB_OFFLINE is set and the cache ({tmp_path / 'warm' / 'hub'}) holds no "
-            f"{holds}; run once without it, or give a folder\n"
-        )
+        assert stderr == f"Error: HF_HUB_OFFLINE is set and {sentence}\n"
 
 
 def offline(read: list[str], refused: list[str]) -> list[Any]:

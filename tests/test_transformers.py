@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import timm
 import torch
@@ -22,12 +24,14 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 
 import rnp_hub
 from rnp_hub import transformers_io
+from rnp_hub.data import DataConfig, Target, load
 from rnp_hub.errors import ModelError
 from rnp_hub.export import write_model
+from rnp_hub.network import Normalise
 from rnp_hub.preprocess import Preprocess
 from rnp_hub.pull import PulledModel, pull
 from rnp_hub.slim import relative_difference, slim
-from tests.models import invoke
+from tests.models import DATA, SANITIZE, invoke
 from tests.transformers_models import FAMILIES, LABELS
 
 
@@ -146,6 +150,8 @@ def test_without_the_extra(folders: Callable[[str], Path], monkeypatch: pytest.M
             {"id2label": {"0": "a", "1": "b"}, "label2id": {}},
             "`classifier.bias` is [7] where [2] is wanted, and 1 more",
         ),
+        ({"quantization_config": {"bits": 4}}, "quantised weights cannot be pruned here"),
+        ({"num_channels": 1}, "num_channels 1; of transformers only networks for colour"),
         ({"hidden_size": "wide"}, "cannot build the vit of config.json"),
         ({"num_hidden_layers": 3}, "is missing, and"),
         ({"num_hidden_layers": 1}, "is left over, and"),
@@ -189,6 +195,10 @@ def test_configs_that_are_refused(
             },
             "a MobileViTImageProcessor that cannot be followed exactly",
         ),
+        (
+            {"size": {"height": 40, "width": 40}},
+            "the network cannot take pictures of 3 × 40 × 40, which its configuration asks for (",
+        ),
         ({"image_mean": [0.5]}, "do not fit 3 channel(s)"),
         (
             {"image_processor_type": "Mine", "auto_map": {"AutoImageProcessor": "code.Mine"}},
@@ -215,7 +225,9 @@ def test_no_processor_at_all(folders: Callable[[str], Path], tmp_path: Path) -> 
 def test_code_of_a_known_type_is_not_run(folders: Callable[[str], Path], tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     auto_map = {"AutoConfig": "code.C", "AutoModelForImageClassification": "code.M"}
-    changed = altered(folders("vit"), tmp_path / "copy", config={"auto_map": auto_map})
+    kernel = "someone/attention"  # would be fetched from the Hub and run
+    change = {"auto_map": auto_map, "attn_implementation": kernel, "_attn_implementation": kernel}
+    changed = altered(folders("vit"), tmp_path / "copy", config=change)
     (changed / "code.py").write_text(f"open({str(canary)!r}, 'w')")
     model = pull(str(changed))
     assert model.notes == (
@@ -224,7 +236,8 @@ def test_code_of_a_known_type_is_not_run(folders: Callable[[str], Path], tmp_pat
     )
     probe = torch.randn(2, 3, 32, 32)
     written = write_model(tmp_path / "out", model, model.module, model.architecture, probe).path
-    assert "auto_map" not in json.loads((written / "config.json").read_text())
+    stored = json.loads((written / "config.json").read_text())
+    assert not {"auto_map", "attn_implementation", "_attn_implementation"} & stored.keys()
     assert not canary.exists()
 
 
@@ -316,3 +329,76 @@ def test_slim_is_for_rnp_hub_alone(folders: Callable[[str], Path], tmp_path: Pat
     again = write_model(tmp_path / "again", read, read.module, read.architecture, probe).path
     for file in ("config.json", "model.safetensors"):
         assert (again / file).read_bytes() == (written / file).read_bytes()
+
+
+# --- the whole path ---------------------------------------------------------------------------
+
+
+def trained(folder: Path) -> Path:
+    """A ResNet that knows the digits, as its author would have left it."""
+    family = replace(
+        FAMILIES["resnet"],
+        config={
+            "embedding_size": 8,
+            "hidden_sizes": [8, 8, 16, 16],
+            "depths": [1, 1, 1, 1],
+            "layer_type": "basic",
+            "id2label": {str(digit): str(digit) for digit in range(10)},
+            "label2id": {str(digit): digit for digit in range(10)},
+        },
+    )
+    network = family.network().train()
+    preprocess = transformers_io.preprocess_of(family.full_config, family.processor)
+    pictures = load(DataConfig(n=600, eval_n=1), Target(10, preprocess)).clean.pictures
+    inputs = Normalise(preprocess)(pictures.images)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        optimiser = torch.optim.Adam(network.parameters(), 0.01)
+        for _ in range(8):
+            for batch in torch.randperm(len(pictures)).split(50):
+                optimiser.zero_grad()
+                logits = network(inputs[batch]).logits
+                nn.functional.cross_entropy(logits, pictures.labels[batch]).backward()
+                optimiser.step()
+    transformers_io.save(network.eval(), folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(family.processor))
+    return folder
+
+
+def test_sanitize_and_give_back(tmp_path: Path) -> None:
+    source, out = trained(tmp_path / "digits"), tmp_path / "out"
+    planned = invoke("sanitize", source, *DATA, "--out", out, "--dry-run", "--json")
+    assert json.loads(planned.stdout)["architecture"] == "ResNetForImageClassification"
+    done = invoke("sanitize", source, *SANITIZE, "--out", out)
+    assert done.exit_code == 0, done.stderr
+
+    report = json.loads((out / "rnp_report.json").read_text())
+    stored = (source / "model.safetensors").read_bytes()
+    assert report["source"] == {
+        "repo_id": None,
+        "path": str(source),
+        "sha": None,
+        "architecture": "ResNetForImageClassification",
+        "licence": None,
+        "stem": None,
+        "label_names": [str(digit) for digit in range(10)],
+        "notes": [],
+        "library": "transformers",
+        "weights": "model.safetensors",
+        "weights_sha256": hashlib.sha256(stored).hexdigest(),
+        "weights_format": "safetensors",
+    }
+    assert report["before"]["clean_accuracy"]["value"] > 0.8
+    assert report["slim"]["removed"] > 0
+
+    pixels = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    dense = AutoModelForImageClassification.from_pretrained(out)
+    assert AutoImageProcessor.from_pretrained(out).crop_pct == 0.875
+    expected = ask(dense, pixels)
+    session = onnxruntime.InferenceSession(out / "onnx" / "model.onnx")
+    (by_onnx,) = session.run(["logits"], {"pixel_values": pixels.numpy()})
+    found = [ask(rnp_hub.load(str(out / place)), pixels) for place in ("", "slim")]
+    for logits in (*found, torch.from_numpy(by_onnx)):
+        assert (logits - expected).abs().max() <= 1e-5 * expected.abs().max()
+    again = invoke("export", out / "slim", "--out", tmp_path / "slim.onnx", "--json")
+    assert again.exit_code == 0, again.stderr

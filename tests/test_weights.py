@@ -228,6 +228,12 @@ def test_weights_for_another_library(file: str, library: str, folder: Path) -> N
         pull(str(folder))
 
 
+def test_weights_under_another_name(folder: Path) -> None:
+    save_file(tensors(0), folder / "final.safetensors")
+    with pytest.raises(ModelError, match=r"only final\.safetensors, which is under no name that"):
+        pull(str(folder))
+
+
 def test_tensors_that_share_memory_are_written(tmp_path: Path) -> None:
     from rnp_hub.export import _write_tensors
 

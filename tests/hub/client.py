@@ -230,6 +230,11 @@ class Hub:
         """Return the names of files that failed uploads left on the server's disk."""
         return [path.name for path in (self._work / "root/incoming").iterdir()]
 
+    def spoil(self, sha256: str) -> None:
+        """Have a stored content become another of the same size, as on a failing disk."""
+        kept = self._work / "root/blobs" / sha256[:2] / sha256
+        kept.write_bytes(bytes(255 - byte for byte in kept.read_bytes()))
+
     # --- what went over the wire
 
     def fetch(

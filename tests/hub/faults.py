@@ -3,7 +3,8 @@
 ======================  ===========================================================================
 action                  what happens to a request that the rule strikes
 ======================  ===========================================================================
-``status``              `status` is answered, and the request is not carried out
+``status``              `status` is answered, and the request is not carried out; with
+                        `retry_after`, it names these seconds
 ``lose_reply``          the request is carried out, and `status` is answered all the same
 ``cut``                 the connection closes after `after_bytes` of the answer's body
 ``cut_upload``          the connection closes after `after_bytes` of the request's body
@@ -48,6 +49,7 @@ class Rule:
     times: int | None = 1
     skip: int = 0
     status: int = 503
+    retry_after: int | None = None
     after_bytes: int = 0
     seconds: float = 0.0
     reset: bool = False

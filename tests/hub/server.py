@@ -49,7 +49,8 @@ def answer_with_faults(site: Site, request: Request) -> Reply:
     if cut := request.fault("cut_upload"):
         request.body.cut_after = cut.after_bytes
     if refused := request.fault("status"):
-        return error_reply(errors.HubError(refused.status, "Injected fault"))
+        wait = {} if refused.retry_after is None else {"Retry-After": str(refused.retry_after)}
+        return error_reply(errors.HubError(refused.status, "Injected fault", headers=wait))
     reply = answer(site, request)
     if lost := request.fault("lose_reply"):
         return error_reply(errors.HubError(lost.status, "Injected fault, after the fact"))
