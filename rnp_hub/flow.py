@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from rnp_hub.graph import CONVOLUTIONS, MIXERS, Graph, arguments, aten, is_padded, shape
+from rnp_hub.graph import CONVOLUTIONS, MIXERS, Graph, arguments, aten, is_norm, is_padded, shape
 
 POINTWISE = {
     aten.relu.default,
@@ -99,6 +99,30 @@ PRODUCTS = {aten.matmul.default, aten.bmm.default, ATTENTION}
 
 AVERAGING = {aten.adaptive_avg_pool2d.default, aten.mean.dim, aten.max_pool2d.default}
 """Operations that keep a constant channel as it is (padding of a maximum is -∞)."""
+
+STATISTICS = {
+    aten.layer_norm.default,
+    aten.rms_norm.default,
+    aten.group_norm.default,
+    aten.native_group_norm.default,
+    aten.linalg_vector_norm.default,
+    aten.mean.dim,
+    aten.sum.dim_IntList,
+    aten.var.correction,
+}
+"""Operations that take sums over channels or pixels; a silent filter still has its part in them."""
+
+APART = {
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.chunk.default,
+    aten.unbind.int,
+}
+"""Moves that take an output apart: a query from its key, a value from its gate."""
+
+ALONE = {*POINTWISE, *SAME, *MOVES, *BINARY, *STATISTICS} - APART
 
 PADDING = {aten.constant_pad_nd.default, aten.pad.default}
 
@@ -200,6 +224,27 @@ def reaches(graph: Graph, start: Node, tags: Tensor) -> dict[str, Tensor] | None
             return None
         found[layer] = columns
     return found
+
+
+def is_enclosed(graph: Graph, start: Node) -> bool:
+    """Whether an output meets nothing but itself, weights and statistics until layers read it.
+
+    Then it is no part of a residual stream, of an attention or of a gate on something else.
+    """
+    seen = {start}
+    waiting = [(graph.place(user), user) for user in start.users]
+    heapq.heapify(waiting)
+    while waiting:
+        _, node = heapq.heappop(waiting)
+        if node in seen or (node.target in MIXERS and node.args[0] in seen):
+            continue
+        foreign = [each for each in node.all_input_nodes if each not in seen]
+        if node.target not in ALONE or not all(map(graph.is_fixed, foreign)):
+            return False
+        seen.add(node)
+        for user in node.users:
+            heapq.heappush(waiting, (graph.place(user), user))
+    return True
 
 
 # --- walking ----------------------------------------------------------------------------------
@@ -519,11 +564,11 @@ def sources(graph: Graph, layer: str, groups: int) -> dict[str, Tensor] | None:
         By layer, (rows,): the group of each; `None` if another layer has a part in what is read.
     """
     call = graph.call(layer)
-    if call is None:
+    if call is None or not layers_behind(graph, call):
         return None
     columns = group_of_columns(_width(call), groups)
     found: dict[str, Tensor] = {}
-    for name in _behind(graph, call):
+    for name in layers_behind(graph, call):
         rows = _rows(graph, name, layer, columns) if name else None
         if name is None or rows is None:
             return None
@@ -535,20 +580,25 @@ def _width(call: Node) -> int:
     return shape(arguments(call)[0])[1 if call.target in CONVOLUTIONS else -1]
 
 
-def _behind(graph: Graph, call: Node) -> dict[str | None, None]:
-    """The mixing layers whose output enters a layer without another in between."""
+def layers_behind(graph: Graph, call: Node) -> tuple[str | None, ...]:
+    """The layers whose output enters a layer without another in between; `None` for a nameless one.
+
+    Empty where a BatchNorm, an input of the network or a running value stands in between.
+    """
     names: dict[str | None, None] = {}
-    waiting, seen = [arguments(call)[0]], set[Any]()
+    waiting, seen = [arguments(call)[0]], set[Node]()
     while waiting:
         node = waiting.pop()
-        if not isinstance(node, Node) or node in seen:
+        if node in seen or graph.is_fixed(node):
             continue
         seen.add(node)
         if node.target in MIXERS:
             names[graph.layer(node)] = None
+        elif is_norm(node) or node.op == "placeholder":
+            return ()
         else:
             waiting.extend(node.all_input_nodes)
-    return names
+    return tuple(names)
 
 
 def _rows(graph: Graph, name: str, layer: str, columns: Tensor) -> Tensor | None:

@@ -58,6 +58,11 @@ class Graph:
         self._module = module
         # A module that stands in several places has one name, and is called once for each place.
         self._names = {part: name for name, part in module.named_modules()}
+        inputs = set(signature.user_inputs)
+        self._moving: set[Node] = set()
+        for node in self.nodes:
+            if node.name in inputs or not self._moving.isdisjoint(node.all_input_nodes):
+                self._moving.add(node)
         self._calls: dict[str, list[Node]] = defaultdict(list)
         for node in self.nodes:
             if (layer := self._layer_of(node)) is not None:
@@ -99,6 +104,10 @@ class Graph:
             and self._weights.get(weight) == f"{layer}.weight"
             and len(weight.users) == 1
         )
+
+    def is_fixed(self, node: Node) -> bool:
+        """Whether a node computes the same for every picture: from weights alone."""
+        return node not in self._moving
 
     def place(self, node: Node) -> int:
         """Where a node stands in the order of running."""

@@ -1,8 +1,8 @@
 """Where filters can be masked: gate sites, found in the traced graph and not by names of classes.
 
 - `norm`: the output of a BatchNorm, before any activation. A silenced filter emits its bias β.
-- `output`: the output of a convolution or linear layer that no norm follows, or a GroupNorm, and
-  that only passes through activations into another layer: hidden neurons. It emits its bias, or 0.
+- `output`: the output of a convolution or linear layer without a BatchNorm that only passes through
+  activations and other norms into further layers: hidden neurons. It emits its bias, or 0.
 - `input`: the input of a layer in groups of columns: attention heads before their projection, the
   hidden units of a gated MLP. It emits 0.
 
@@ -28,11 +28,12 @@ from rnp_hub.flow import (
     SAME,
     Readers,
     group_of_columns,
+    is_enclosed,
+    layers_behind,
     reaches,
     readers,
-    sources,
 )
-from rnp_hub.graph import MIXERS, Graph, arguments, aten, shape
+from rnp_hub.graph import CONVOLUTIONS, MIXERS, Graph, arguments, aten, shape
 
 Kind = Literal["norm", "output", "input"]
 
@@ -109,8 +110,8 @@ def _outputs(module: nn.Module, graph: Graph) -> Iterator[Site]:
         start = graph.output(name)
         if start is None or start.target not in MIXERS or _enters_norm(start):
             continue
-        found = readers(graph, start, silent_output(layer))
-        if _is_hidden(found) or _enters_group_norm(start):
+        hidden = is_enclosed(graph, start) or _enters_group_norm(start)
+        if hidden or _is_hidden(readers(graph, start, silent_output(layer))):
             yield Site(name, shape(start)[1 if isinstance(layer, nn.Conv2d) else -1], "output")
 
 
@@ -124,10 +125,9 @@ def _enters_norm(start: Node) -> bool:
 
 
 def _enters_group_norm(start: Node) -> bool:
+    """Whether only GroupNorms read a convolution, which may then go on into a residual stream."""
     norms = (aten.group_norm.default, aten.native_group_norm.default)
-    return start.target not in (aten.linear.default,) and all(
-        user.target in norms for user in start.users
-    )
+    return start.target in CONVOLUTIONS and all(user.target in norms for user in start.users)
 
 
 # --- inputs of layers -------------------------------------------------------------------------
@@ -163,19 +163,21 @@ def _is_softmax(node: object) -> bool:
 
 
 def _products(graph: Graph) -> Iterator[Site]:
-    """Layers that read the product of two linear layers' outputs, unit by unit."""
+    """Layers that read a product of two outputs, unit by unit, with no BatchNorm in between."""
     for name in graph.layers():
         call = graph.call(name)
         if call is None or not graph.is_plain(name) or not _reads_product(call):
             continue
-        units = shape(arguments(call)[1])[1]
-        if sources(graph, name, units):
-            yield Site(name, units, "input")
+        if layers_behind(graph, call):
+            yield Site(name, shape(arguments(call)[1])[1], "input")
 
 
 def _reads_product(call: Node) -> bool:
     node = call.args[0]
-    while isinstance(node, Node) and node.target in SAME | POINTWISE | MOVES:
+    norms = (aten.layer_norm.default, aten.rms_norm.default)
+    while isinstance(node, Node) and (
+        node.target in SAME | POINTWISE | MOVES or node.target in norms
+    ):
         node = node.args[0]
     if not isinstance(node, Node) or node.target is not aten.mul.Tensor:
         return False

@@ -101,16 +101,14 @@ def slim(
     dense = on_cpu(module).double()
     example = example[:EXAMPLES].detach().cpu().double().contiguous()
     ways = _ways(dense, {name: tuple(gone) for name, gone in silenced.items() if gone}, example)
-    proof = _Proof(dense, example, output)
-    plans = _exact(dense, ways, proof)
+    plans, smaller, difference = _exact(dense, ways, _Proof(dense, example, output))
     layers = {site: LayerCount(len(gone), kept=len(gone)) for site, gone in silenced.items()}
     layers.update({site: plan.count for site, plan in plans.items()})
-    smaller = _cut(dense, plans.values())
     return Slimmed(
         module=smaller.to(dtype),
         edits=_edits(dense, plans.values()),
         layers=layers,
-        max_rel_diff=proof.difference(_cut(dense, plans.values())),
+        max_rel_diff=difference,
         refused=tuple(site for site in ways if site not in plans),
     )
 
@@ -129,8 +127,8 @@ class _Proof:
         for inputs in (example, noise.to(example), larger.to(example)):
             try:
                 self.answers.append((inputs, self._logits(dense, inputs)))
-            except (RuntimeError, AssertionError, ValueError, ModelError):
-                # Many networks take pictures of one size only.
+            # Many networks take pictures of one size only, and stumble over others anyhow.
+            except Exception:
                 if inputs.shape == example.shape:
                     raise
 
@@ -161,42 +159,48 @@ def relative_difference(
 
 def _exact(
     dense: nn.Module, ways: Mapping[str, Sequence[_Plan]], proof: _Proof
-) -> dict[str, _Plan]:
+) -> tuple[dict[str, _Plan], nn.Module, float]:
     """Of each site's plans the first that passes the proof, alone and with all others.
+
+    Returns:
+        The plans, the network they make, and its difference.
 
     Raises:
         ProofError: nothing is cut and still the proof fails.
     """
     waiting = {site: list(plans) for site, plans in ways.items() if plans}
 
-    def holds(some: Sequence[str]) -> bool:
+    def attempt(some: Sequence[str]) -> tuple[nn.Module, float]:
         try:
             smaller = _cut(dense, [waiting[site][0] for site in some])
-            return proof.difference(smaller) <= MAX_REL_DIFF
+            return smaller, proof.difference(smaller)
         # A network may run any code on the shapes it meets; what raises is not the same network.
         except Exception:
-            return False
+            return dense, float("inf")
 
     def culprits(some: Sequence[str]) -> list[str]:
-        if holds(some):
+        if attempt(some)[1] <= MAX_REL_DIFF:
             return []
         if len(some) == 1:
             return list(some)
         half = len(some) // 2
         return [*culprits(some[:half]), *culprits(some[half:])]
 
-    while not holds(list(waiting)):
+    while True:
+        smaller, difference = attempt(list(waiting))
+        if difference <= MAX_REL_DIFF:
+            return {site: plans[0] for site, plans in waiting.items()}, smaller, difference
         if not waiting:
             raise ProofError(
                 "the network does not give the same logits twice, so that nothing can be removed "
                 "with proof; make its evaluation mode deterministic"
             )
+        halves = list(waiting)[::2], list(waiting)[1::2]
         # Where each half holds alone, they do not hold together: all take their next plan.
-        for site in culprits(list(waiting)) or list(waiting):
+        for site in [name for half in halves if half for name in culprits(half)] or list(waiting):
             waiting[site].pop(0)
             if not waiting[site]:
                 del waiting[site]
-    return {site: plans[0] for site, plans in waiting.items()}
 
 
 # --- plans ------------------------------------------------------------------------------------
@@ -268,14 +272,17 @@ class _Removal:
         scattered = _Plan(
             replace(self.count, scatter=len(self.gone)), self._rows(self.kept, everything)
         )
+        # Some networks look at their layers' attributes: then the norm is all that is touched.
+        alone = LayerEdit(outputs=self.kept, standing=everything, gather=True)
+        last = [replace(scattered, edits={self.site.name: alone})] if self._producer() else []
         start = self.graph.output(self.site.name) if self.graph else None
         if self.graph is None or start is None:
-            return [scattered]
+            return [scattered, *last]
         constants = silent_output(gated_layer(self.dense, self.site))
         found = readers(self.graph, start, constants)
         if found.mixers or found.others:
-            return [scattered]
-        return [self._read(found.known), scattered]
+            return [scattered, *last]
+        return [self._read(found.known), scattered, *last]
 
     def _rows(
         self, kept: tuple[int, ...], standing: tuple[int, ...] | None = None
@@ -290,6 +297,8 @@ class _Removal:
 
     def _producer(self) -> str | None:
         """The convolution that feeds this normalisation and nothing else."""
+        if self.site.kind != "norm":
+            return None
         call = self.graph.call(self.site.name) if self.graph else None
         if self.graph is None or call is None:
             return None

@@ -59,6 +59,8 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
                 parameter.normal_(0, 0.5, generator=generator)
             elif parameter.dim() == 1:
                 parameter.uniform_(0.5, 1.5, generator=generator)
+            elif not parameter.any():
+                parameter.normal_(0, 0.1, generator=generator)
     for norm in module.modules():
         if isinstance(norm, _BatchNorm):
             norm.running_mean.normal_(0, 0.3, generator=generator)

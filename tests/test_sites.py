@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import timm
 import torch
+from timm.layers import SwiGLU
 from torch import Tensor, nn
 
 import rnp_hub
 from rnp_hub.compute import Compute
+from rnp_hub.edits import apply_edits, edits_from_json, edits_to_json
 from rnp_hub.errors import NoGateSitesError
 from rnp_hub.sites import Site, gate_sites
+from rnp_hub.slim import relative_difference
 from tests.networks import SmallResNet, randomised, stripes, trained
-from tests.three_ways import ThreeWays, some_filters, three_ways
+from tests.three_ways import some_filters, three_ways
 
 TIMM: dict[str, tuple[str, dict[str, Any], int, dict[str, int]]] = {
     "attention heads and neurons": (
@@ -31,9 +36,9 @@ TIMM: dict[str, tuple[str, dict[str, Any], int, dict[str, int]]] = {
         {"input": 2, "output": 2},
     ),
     "gated MLP in two layers": (
-        "eva02_tiny_patch14_224",
-        {"img_size": 28, "embed_dim": 24, "depth": 2, "num_heads": 3},
-        28,
+        "vit_tiny_patch16_224",
+        {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "mlp_layer": SwiGLU},
+        32,
         {"input": 4},
     ),
     "gated MLP in one layer": (
@@ -46,7 +51,7 @@ TIMM: dict[str, tuple[str, dict[str, Any], int, dict[str, int]]] = {
         "convnext_atto",
         {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 12)},
         32,
-        {"output": 4},
+        {"output": 8},
     ),
     "standardised weights": (
         "test_nfnet",
@@ -84,20 +89,62 @@ TIMM: dict[str, tuple[str, dict[str, Any], int, dict[str, int]]] = {
 @pytest.mark.parametrize("what", TIMM)
 def test_gate_weights_and_cut_agree(what: str) -> None:
     name, args, size, kinds = TIMM[what]
+    agree(lambda: timm.create_model(name, num_classes=5, **args), size, kinds)
+
+
+def transformer(kind: str, **config: Any) -> nn.Module:
+    """A classifier of transformers, which answers with an object that holds the logits."""
+    import transformers
+
+    settings = getattr(transformers, f"{kind}Config")(num_labels=5, **config)
+    module: nn.Module = getattr(transformers, f"{kind}ForImageClassification")(settings)
+    return module
+
+
+SMALL = {"image_size": 32, "patch_size": 8, "hidden_size": 24, "num_hidden_layers": 2}
+TRANSFORMERS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
+    "ViT": (
+        {**SMALL, "num_attention_heads": 3, "intermediate_size": 40},
+        {"input": 2, "output": 2},
+    ),
+    "Swin": (
+        {
+            "image_size": 32,
+            "embed_dim": 12,
+            "depths": [1, 1],
+            "num_heads": [3, 3],
+            "window_size": 4,
+        },
+        {"input": 2, "output": 2},
+    ),
+    "ConvNext": ({"hidden_sizes": [8, 8, 8, 12], "depths": [1, 1, 1, 1]}, {"output": 8}),
+    "ConvNextV2": ({"hidden_sizes": [8, 8, 8, 12], "depths": [1, 1, 1, 1]}, {"output": 8}),
+}
+
+
+@pytest.mark.parametrize("kind", TRANSFORMERS)
+def test_gate_weights_and_cut_agree_in_transformers(kind: str) -> None:
+    config, kinds = TRANSFORMERS[kind]
+    agree(lambda: transformer(kind, **config), 32, kinds)
+
+
+def agree(build: Callable[[], nn.Module], size: int, kinds: dict[str, int]) -> None:
+    """Gate, weights and cut agree, and the cut network is built again from its edits."""
     torch.manual_seed(0)
-    module = randomised(timm.create_model(name, num_classes=5, **args)).double()
+    module = randomised(build()).double()
     example = torch.randn(3, 3, size, size, dtype=torch.float64)
     sites = gate_sites(module, example)
     assert Counter(site.kind for site in sites) == kinds
-    agree(three_ways(module, example, some_filters(sites)))
-
-
-def agree(found: ThreeWays) -> None:
+    found = three_ways(module, example, some_filters(sites))
     assert found.effect > 1e-6
     assert found.gated <= 1e-9
     assert found.slim_difference <= 1e-9
     assert found.slim.refused == ()
     assert found.removed == found.silenced > 0
+    again = build().double().eval()
+    apply_edits(again, edits_from_json(json.loads(json.dumps(edits_to_json(found.slim.edits)))))
+    again.load_state_dict(found.slim.module.state_dict())
+    assert relative_difference(found.slim.module, again, example) == 0
 
 
 def test_a_vision_transformer_is_sanitized_from_end_to_end() -> None:

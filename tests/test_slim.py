@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import pytest
 import timm
@@ -12,12 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rnp_hub.edits import ChannelScatter, LayerEdit, apply_edits
-from rnp_hub.errors import ModelError
+from rnp_hub.edits import ChannelScatter, LayerEdit, apply_edits, edits_from_json
+from rnp_hub.errors import ModelError, NoGateSitesError
 from rnp_hub.hooks import silence
 from rnp_hub.sites import gate_sites
 from rnp_hub.slim import MAX_REL_DIFF, Slimmed, relative_difference, slim
 from tests.networks import SmallResNet, randomised
+from tests.three_ways import three_ways
 
 
 def some_of_every_site(
@@ -188,10 +190,19 @@ class Piece(nn.Module):
 
     def __init__(self, inputs: int, draw: random.Random) -> None:
         super().__init__()
-        self.outputs = draw.choice([2, 3, 5])
+        self.groups = draw.choice([1, 1, 1, 2, inputs])
+        if inputs % self.groups:
+            self.groups = 1
+        self.outputs = draw.choice([2, 3, 5] if self.groups == 1 else [1, 2, 3]) * self.groups
         kernel, padding = draw.choice([(1, 0), (3, 1), (3, 0), (1, 1)])
-        self.conv = nn.Conv2d(inputs, self.outputs, kernel, 1, padding, bias=draw.random() < 0.5)
-        self.norm = nn.BatchNorm2d(self.outputs)
+        self.conv = nn.Conv2d(
+            inputs, self.outputs, kernel, 1, padding, groups=self.groups, bias=draw.random() < 0.5
+        )
+        self.early = draw.random() < 0.2
+        width = inputs if self.early else self.outputs
+        self.norm = draw.choice(
+            [nn.BatchNorm2d, nn.BatchNorm2d, nn.BatchNorm2d, partial(nn.GroupNorm, 1), nn.Identity]
+        )(width)
         self.after = draw.choice([F.relu, F.silu, F.hardswish, F.leaky_relu, torch.sigmoid])
         self.pool = draw.choice(["none", "none", "max", "average", "padded average"])
         self.merge = draw.choice(["none", "none", "add", "cat", "gate"])
@@ -200,7 +211,10 @@ class Piece(nn.Module):
             self.outputs *= 2
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.after(self.norm(self.conv(x)))
+        if self.early:
+            out = self.conv(self.after(self.norm(x)))
+        else:
+            out = self.after(self.norm(self.conv(x)))
         if self.merge == "add":
             out = out + self.branch(x)
         elif self.merge == "cat":
@@ -231,19 +245,37 @@ class RandomNetwork(nn.Module):
         return self.head(x)
 
 
-@given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=100, deadline=None, derandomize=True, print_blob=True)
-def test_random_networks_are_exact(seed: int) -> None:
+def random_network_is_exact(seed: int) -> None:
     torch.manual_seed(seed)
-    module = randomised(RandomNetwork(seed), seed)
+    module = randomised(RandomNetwork(seed), seed).double()
+    example = torch.randn(3, 3, 12, 12, dtype=torch.float64)
     draw = random.Random(seed)
-    silenced = {
-        site.name: tuple(sorted(draw.sample(range(site.filters), draw.randint(0, site.filters))))
-        for site in gate_sites(module)
+    try:
+        sites = gate_sites(module, example)
+    except NoGateSitesError:
+        return
+    chosen = {
+        site: tuple(sorted(draw.sample(range(site.filters), draw.randint(0, site.filters))))
+        for site in sites
     }
-    silenced = {site: indices for site, indices in silenced.items() if indices}
-    result = slimmed(module, silenced, size=12)
-    assert result.refused == (), f"RandomNetwork({seed})"
+    found = three_ways(module, example, chosen)
+    assert found.gated <= 1e-9, f"RandomNetwork({seed})"
+    assert found.slim_difference <= 1e-9, f"RandomNetwork({seed})"
+    assert found.slim.refused == (), f"RandomNetwork({seed})"
+    whole = sum(len(gone) == site.filters for site, gone in chosen.items())
+    assert found.removed == found.silenced - whole, f"RandomNetwork({seed})"
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None, derandomize=True, print_blob=True)
+def test_random_networks_are_exact(seed: int) -> None:
+    random_network_is_exact(seed)
+
+
+@pytest.mark.slow
+def test_thousands_of_random_networks_are_exact() -> None:
+    for seed in range(2000):
+        random_network_is_exact(seed)
 
 
 # --- pieces ---------------------------------------------------------------------------------------
@@ -271,10 +303,36 @@ def test_channel_scatter_fills_the_gaps() -> None:
             LayerEdit(outputs=(0, 1), standing=(1, 2)),
             "drop channels that they also keep",
         ),
+        ("first.bn1", LayerEdit(gather=True), "gather channels but do not say which"),
+        ("head", LayerEdit(sizes={"in_features": 3}), "set `head.in_features` to 3"),
+        ("heads", LayerEdit(sizes={"num_heads": 4}), "set `heads.num_heads` to 4"),
+        ("heads", LayerEdit(sizes={"num_heads": 1}, bias=True), "set sizes and cut"),
+        ("grouped", LayerEdit(inputs=(0, 1)), "which is a grouped convolution"),
         ("first.bn7", LayerEdit(outputs=(0,)), "does not exist"),
         ("first", LayerEdit(outputs=(0,)), "a Block cannot be cut"),
     ],
 )
 def test_edits_that_do_not_fit_are_refused(name: str, edit: LayerEdit, sentence: str) -> None:
+    module = SmallResNet()
+    module.heads = nn.MultiheadAttention(6, 3)
+    module.grouped = nn.Conv2d(4, 4, 3, groups=2)
     with pytest.raises(ModelError, match=sentence):
-        apply_edits(SmallResNet(), {name: edit})
+        apply_edits(module, {name: edit})
+
+
+def test_edits_of_the_first_version_are_still_read() -> None:
+    """As version 0.1 wrote them, under the names that its files have."""
+    stored = {
+        "schema": "rnp-hub/slim/1",
+        "timm": "1.0.31",
+        "layers": {
+            "first.conv2": {"outputs": [1, 2]},
+            "first.bn2": {"outputs": [1, 2], "standing": [0, 1, 2, 3, 4, 5, 6, 7]},
+        },
+    }
+    module = SmallResNet()
+    apply_edits(module, edits_from_json(stored))
+    names = {name for name in module.state_dict() if name.startswith("first.bn2")}
+    own = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
+    assert names == {f"first.bn2.norm.{name}" for name in own} | {"first.bn2.scatter.constants"}
+    assert module.state_dict()["first.bn2.scatter.constants"].shape == (6,)
