@@ -6,6 +6,7 @@ import copy
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -301,7 +302,7 @@ def _sanitize(asked: SanitizeJob, progress: Progress, say: Say) -> tuple[RunRepo
         config=_settings(asked, opened, config),
         timing_s={},
         peak_memory_mib=0.0,
-        environment=_environment(opened.classifier.compute),
+        environment=_environment(opened),
     )
     with new_folder(asked.folder, force=asked.force) as folder:
         progress("export", 0.0, {})
@@ -532,13 +533,13 @@ def _settings(asked: SanitizeJob, opened: Opened, config: SanitizeConfig) -> dic
     }
 
 
-def _environment(compute: Compute) -> dict[str, str]:
-    import timm
-
+def _environment(opened: Opened) -> dict[str, str]:
+    compute, library = opened.classifier.compute, opened.model.architecture.library
     return {
         "rnp_hub": rnp_hub.__version__,
         "torch": torch.__version__,
-        "timm": timm.__version__,
+        "timm": version("timm"),
+        library: version(library),
         "python": platform.python_version(),
         "device": compute.describe(),
         "precision": compute.precision,
