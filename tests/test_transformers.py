@@ -16,6 +16,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_sample_image
@@ -30,6 +31,7 @@ from rnp_hub.export import write_model
 from rnp_hub.network import Normalise
 from rnp_hub.preprocess import Preprocess
 from rnp_hub.pull import PulledModel, pull
+from rnp_hub.remote import quiet_client
 from rnp_hub.slim import relative_difference, slim
 from tests.models import DATA, SANITIZE, invoke
 from tests.transformers_models import FAMILIES, LABELS
@@ -255,6 +257,15 @@ def altered(
         kept = {key: value for key, value in content.items() if value is not None}
         (folder / file).write_text(json.dumps(kept))
     return folder
+
+
+def test_bars_that_were_off_stay_off(folders: Callable[[str], Path]) -> None:
+    """A push reads networks while it keeps the client of the Hub quiet."""
+    enable_progress_bars()
+    with quiet_client():
+        pull(str(folders("vit")))
+        assert are_progress_bars_disabled()
+    assert not are_progress_bars_disabled()
 
 
 # --- other forms of weights -------------------------------------------------------------------
