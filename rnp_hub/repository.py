@@ -109,7 +109,9 @@ class Repository:
         shown = f"{self.shown}/{name}"
         try:
             content = json.loads(raw)
-        except ValueError as error:
+            # Half a surrogate pair could be read, but never written again.
+            json.dumps(content, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:
             raise ModelError(
                 f"{shown} is no JSON ({error}); get it again from its author"
             ) from error
