@@ -82,6 +82,10 @@ def fingerprint(module: nn.Module) -> float:
         ("../up/model", None),
         ("org/model/../../x", None),
         ("org/model@../../x", None),
+        ("org/model@%2E%2E%2Fx", None),
+        ("org/model@..%2Fx", None),
+        ("https://huggingface.co/org/model/tree/main/../../x", None),
+        ("https://huggingface.co/org/model/tree/..%2F..%2Fx", None),
     ],
 )
 def test_names(spec: str, address: tuple[str, str, str | None] | None) -> None:
