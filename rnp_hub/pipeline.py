@@ -6,6 +6,7 @@ import copy
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -333,7 +334,7 @@ def _sanitize(asked: SanitizeJob, progress: Progress, say: Say) -> tuple[RunRepo
             config=_settings(asked, opened, config),
             timing_s=watch.seconds,
             peak_memory_mib=round(peak_memory_mib(), 1),
-            environment=_environment(opened.classifier.compute),
+            environment=_environment(opened),
         )
         (folder / FILE).write_text(report.to_json(), encoding="utf-8")
         write_card(folder, report, asked.push.repo_id if asked.push else None)
@@ -548,13 +549,12 @@ def _settings(asked: SanitizeJob, opened: Opened, config: SanitizeConfig) -> dic
     }
 
 
-def _environment(compute: Compute) -> dict[str, str]:
-    import timm
-
+def _environment(opened: Opened) -> dict[str, str]:
+    compute, library = opened.classifier.compute, opened.model.architecture.library
     return {
         "rnp_hub": rnp_hub.__version__,
         "torch": torch.__version__,
-        "timm": timm.__version__,
+        **{name: metadata.version(name) for name in dict.fromkeys(("timm", library))},
         "python": platform.python_version(),
         "device": compute.describe(),
         "precision": compute.precision,

@@ -16,6 +16,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
+import transformers
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
 from PIL import Image
 from safetensors.torch import load_file
@@ -401,6 +402,7 @@ def test_sanitize_and_give_back(tmp_path: Path) -> None:
     }
     assert report["before"]["clean_accuracy"]["value"] > 0.8
     assert report["slim"]["removed"] > 0
+    assert report["environment"]["transformers"] == transformers.__version__
 
     pixels = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     dense = AutoModelForImageClassification.from_pretrained(out)
