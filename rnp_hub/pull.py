@@ -61,6 +61,11 @@ class Located:
         return self.repository.repo_id
 
     @property
+    def name(self) -> str:
+        """On the Hub `org/name`, with the folder within; else as it was asked for."""
+        return self.repository.shown if self.repo_id else self.spec
+
+    @property
     def sha(self) -> str | None:
         """Commit on the Hub; `None` for a folder."""
         return self.repository.sha
