@@ -242,13 +242,24 @@ def _plans(
     dense: nn.Module, graph: Graph | None, site: Site, silenced: tuple[int, ...]
 ) -> list[_Plan]:
     """Ways to remove the filters of a site, the best first."""
-    # A layer cannot be empty: where all of it is silent, one filter stays as a zero.
-    gone = silenced if len(silenced) < site.filters else silenced[1:]
-    if not gone:
-        return []
-    count = LayerCount(len(silenced), kept=len(silenced) - len(gone))
-    removal = _Removal(dense, graph, site, tuple(gone), count)
-    return removal.of_input() if site.kind == "input" else removal.of_output()
+    if len(silenced) < site.filters:
+        return _Removal(dense, graph, site, silenced, LayerCount(len(silenced))).plans()
+    # A layer that somebody reads cannot be empty: where all of it is silent, one filter stays.
+    count = LayerCount(len(silenced), kept=1)
+    some = _Removal(dense, graph, site, silenced[1:], count).plans() if len(silenced) > 1 else []
+    hollow = _hollow(graph, site) if graph else None
+    if hollow is None or (some and some[0].columns and site.kind != "input"):
+        return some
+    return [hollow, *some]
+
+
+def _hollow(graph: Graph, site: Site) -> _Plan | None:
+    """Leave nothing of a site but its constants, and nothing of the layers that only it needs."""
+    if graph.call(site.name) is None:
+        return None
+    names = (site.name, *graph.dead_without(site.name))
+    edits = {name: LayerEdit(hollow=True) for name in names}
+    return _Plan(LayerCount(site.filters, scatter=site.filters), edits)
 
 
 @dataclass(frozen=True)
@@ -264,6 +275,10 @@ class _Removal:
     @property
     def kept(self) -> tuple[int, ...]:
         return _without(range(self.site.filters), self.gone)
+
+    def plans(self) -> list[_Plan]:
+        """The ways, the best first."""
+        return self.of_input() if self.site.kind == "input" else self.of_output()
 
     # --- channels of a normalisation or a layer -----------------------------------------------
 
@@ -467,7 +482,8 @@ def _edits(dense: nn.Module, plans: Collection[_Plan]) -> dict[str, LayerEdit]:
     for name, columns_gone in gone.items():
         stay = _without(range(_inputs(dense, name)), tuple(columns_gone))
         edits[name] = replace(edits[name], inputs=stay)
-    return dict(edits)
+    # What is hollow needs no other cut, and what was cut for it finds nothing left.
+    return {name: LayerEdit(hollow=True) if e.hollow else e for name, e in edits.items()}
 
 
 def _inputs(dense: nn.Module, name: str) -> int:
