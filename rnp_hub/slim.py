@@ -7,7 +7,11 @@ A silenced filter is a constant c, and the way to remove it depends on who reads
 - *carry*: a padded convolution cannot take the constant into its bias, since there is none at the
   border; one silenced channel stays and carries the constants of all, scaled by their columns.
 - *scatter*: whatever else reads it (a residual sum, say): the row goes, and `ChannelScatter` puts
-  the other channels back in their places with the constants between them.
+  the other channels back in their places with the constants between them. A layer that is silent as
+  a whole leaves only its constants, and takes along what only it needed.
+
+Attention heads and the units of a gated product read 0: their columns go, and with them the rows
+that make them, with the number of heads set (*delete*) or with zeros in their place (*scatter*).
 
 What none of these can do exactly stays as a zero and is counted. Nothing is believed: the two
 networks are compared in float64 before the smaller one is given out.
@@ -16,6 +20,7 @@ networks are compared in float64 before the smaller one is given out.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -228,6 +233,7 @@ class _Plan:
 def _ways(
     dense: nn.Module, silenced: Mapping[str, tuple[int, ...]], example: Tensor
 ) -> dict[str, list[_Plan]]:
+    """By site, ways to remove its filters, the best first."""
     try:
         graph = Graph(dense, example[:2])
     except ModelError:
@@ -277,7 +283,7 @@ class _Removal:
         return _without(range(self.site.filters), self.gone)
 
     def plans(self) -> list[_Plan]:
-        """The ways, the best first."""
+        """The ways to remove them, the best first."""
         return self.of_input() if self.site.kind == "input" else self.of_output()
 
     # --- channels of a normalisation or a layer -----------------------------------------------
@@ -410,10 +416,10 @@ class _Removal:
 
 
 def _common_parent(names: Sequence[str]) -> str:
-    parts = [name.split(".")[:-1] for name in names]
-    same = [step[0] for step in zip(*parts, strict=False) if len(set(step)) == 1]
-    depth = next((i for i, step in enumerate(zip(*parts, strict=False)) if len(set(step)) > 1), 0)
-    return ".".join(same[: depth or len(same)])
+    """The innermost module that holds all of these."""
+    paths = [name.split(".")[:-1] for name in names]
+    same = itertools.takewhile(lambda step: len(set(step)) == 1, zip(*paths, strict=False))
+    return ".".join(step[0] for step in same)
 
 
 def _places(groups: Tensor, chosen: Sequence[int]) -> list[int]:
@@ -450,9 +456,7 @@ def _cut(dense: nn.Module, plans: Collection[_Plan]) -> nn.Module:
             for name, constants in plan.folds.items():
                 _fold(smaller.get_submodule(name), constants)
             for name, pairs in plan.carries.items():
-                weight: Any = smaller.get_submodule(name).weight
-                for column, taker, factor in pairs:
-                    weight[:, taker] += factor * weight[:, column]
+                _carry(smaller.get_submodule(name).weight, pairs)
     apply_edits(smaller, _edits(dense, plans))
     return smaller
 
@@ -464,6 +468,15 @@ def _fold(layer: Any, constants: Mapping[int, float]) -> None:
         layer.weight[:, list(constants)].flatten(1).view(len(layer.weight), len(constants), -1)
     )
     layer.bias += columns.sum(2) @ columns.new_tensor(list(constants.values()))
+
+
+def _carry(weight: Any, pairs: Sequence[tuple[int, int, float]]) -> None:
+    if not pairs:
+        return
+    columns, takers, factors = zip(*pairs, strict=True)
+    shape = (1, -1) + (1,) * (weight.dim() - 2)
+    scaled = weight[:, list(columns)] * weight.new_tensor(factors).view(shape)
+    weight.index_add_(1, torch.tensor(takers), scaled)
 
 
 def _edits(dense: nn.Module, plans: Collection[_Plan]) -> dict[str, LayerEdit]:
