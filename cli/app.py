@@ -54,6 +54,9 @@ EvalN = Annotated[int, typer.Option(help="Pictures in the evaluation set, at mos
 Seed = Annotated[int, typer.Option(help="Of every draw and update.")]
 ImageColumn = Annotated[str | None, typer.Option(help="Column of the pictures.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column of the labels.")]
+DataSubset = Annotated[
+    str | None, typer.Option("--data-config", help="Which of several data sets in a repository.")
+]
 PoisonedOption = Annotated[
     list[str] | None,
     typer.Option(help="Pictures that carry a trigger, with true labels; may be repeated."),
@@ -118,6 +121,7 @@ def sanitize(
     revision: Revision = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
+    data_config: DataSubset = None,
     device: Device = "auto",
     precision: PrecisionOption = Precision.auto,
     flip: Annotated[
@@ -155,7 +159,7 @@ def sanitize(
 
     asked = SanitizeJob(
         job=_job(
-            model, revision, data, n, eval_n, seed, image_column, label_column,
+            model, revision, data, n, eval_n, seed, image_column, label_column, data_config,
             poisoned, trigger, target, device, precision,
         ),
         out=out,
@@ -187,6 +191,7 @@ def evaluate(
     revision: Revision = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
+    data_config: DataSubset = None,
     device: Device = "auto",
     precision: PrecisionOption = Precision.auto,
     json: Json = False,
@@ -201,7 +206,7 @@ def evaluate(
     from rnp_hub.pipeline import evaluate_model
 
     job = _job(
-        model, revision, data, n, eval_n, seed, image_column, label_column,
+        model, revision, data, n, eval_n, seed, image_column, label_column, data_config,
         poisoned, trigger, target, device, precision,
     )  # fmt: skip
     with terminal.progress_bars() as progress:
@@ -211,21 +216,53 @@ def evaluate(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="A model folder, such as out or out/slim.")],
+    model: Annotated[str, typer.Argument(help="A folder that sanitize made, or any model.")],
     out: Annotated[
-        Path | None, typer.Option(help="File to write; MODEL/onnx/model.onnx if not given.")
+        Path | None, typer.Option(help="File to write; one in MODEL/onnx/ if not given.")
     ] = None,
+    fp16: Annotated[bool, typer.Option("--fp16", help="In half precision.")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="In 8 bits, their ranges from clean pictures.")
+    ] = False,
+    with_preprocessing: Annotated[
+        bool,
+        typer.Option(
+            "--with-preprocessing",
+            help="Resize, crop and normalise in the graph: uint8 (n, height, width, 3) in.",
+        ),
+    ] = False,
+    min_agreement: Annotated[
+        float,
+        typer.Option(help="Share of pictures that must keep their label, in [0, 1]."),
+    ] = 0.99,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Pictures to compare on; those of the folder's report if not given."),
+    ] = None,
+    n: Annotated[int, typer.Option(help="Clean pictures to calibrate on.")] = 500,
+    seed: Seed = 0,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    data_config: DataSubset = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Export a model folder to one ONNX file and compare it with torch in onnxruntime.
+    """Export a model to one ONNX file and compare it with torch in onnxruntime.
 
-    Example: rnp-hub export ./out/slim --out slim.onnx
+    Example: rnp-hub export ./out --int8 --with-preprocessing
     """
     from rnp_hub.cli import terminal
-    from rnp_hub.pipeline import export_model
+    from rnp_hub.data import DataConfig
+    from rnp_hub.exporting import PICTURES, ExportJob, export_model
+    from rnp_hub.onnx_variants import VariantConfig
 
-    file, record = export_model(model, out, force=force)
+    variant = VariantConfig.of(
+        fp16=fp16, int8=int8, preprocessing=with_preprocessing, min_agreement=min_agreement
+    )
+    pictures = None
+    if data is not None:
+        pictures = DataConfig(data, n, PICTURES, seed, image_column, label_column, data_config)
+    file, record = export_model(ExportJob(model, out, variant, pictures, force))
     terminal.print_export(file, record, as_json=json)
 
 
@@ -314,6 +351,7 @@ def _job(
     seed: int,
     image_column: str | None,
     label_column: str | None,
+    data_config: str | None,
     poisoned: list[str] | None,
     trigger: list[str] | None,
     target: str | None,
@@ -326,7 +364,7 @@ def _job(
     return Job(
         model=model,
         revision=revision,
-        data=DataConfig(data, n, eval_n, seed, image_column, label_column),
+        data=DataConfig(data, n, eval_n, seed, image_column, label_column, data_config),
         attacks=Attacks(tuple(poisoned or ()), tuple(trigger or ()), target),
         device=device,
         precision=precision.value,

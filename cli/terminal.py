@@ -113,8 +113,9 @@ def print_export(file: Path, record: OnnxRecord, *, as_json: bool) -> None:
         _print_json({"file": str(file), **asdict(record)})
         return
     print(
-        f"{file}: opset {record.opset}, equals torch within {record.max_rel_diff:.0e}, "
-        f"{record.latency_ms:.2f} ms a picture, sha256 {record.sha256}"
+        f"{file}: opset {record.opset} by {record.exporter}, equals torch within "
+        f"{record.max_rel_diff:.0e}, names the same label on {record.top1_agreement:.2%} of the "
+        f"pictures, {record.latency_ms:.2f} ms a picture, sha256 {record.sha256}"
     )
 
 

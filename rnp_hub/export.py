@@ -1,41 +1,27 @@
-"""Files: safetensors, configs and ONNX, each read back from disk and compared before it counts."""
+"""Model folders: weights and configs, read back from disk and compared before they count."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import math
-import statistics
-import time
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rnp_hub import transformers_io
 from rnp_hub.architecture import OWN_KEY, Architecture
-from rnp_hub.data import Target
-from rnp_hub.errors import ProofError, reason
+from rnp_hub.errors import ProofError
 from rnp_hub.network import logits_of
-from rnp_hub.onnx_io import INPUT, METADATA_KEY, OUTPUT, Runner
 from rnp_hub.pull import PulledModel, pull
-from rnp_hub.report import FileRecord, OnnxRecord
+from rnp_hub.report import FileRecord
 from rnp_hub.weights import WEIGHTS, sha256
-
-MAX_ONNX_REL_DIFF = 1e-4
-"""Largest |Δ logit| / |logit| between onnxruntime and torch, both in float32."""
 
 MAX_FILE_REL_DIFF = 1e-5
 """The same between two networks in torch whose tensors are equal."""
-
-LATENCY_RUNS = 30
 
 
 @dataclass(frozen=True)
@@ -171,103 +157,6 @@ def _processor(model: PulledModel) -> Mapping[str, Any] | None:
         "image_mean": list(preprocess.mean),
         "image_std": list(preprocess.std),
     }
-
-
-# --- ONNX -------------------------------------------------------------------------------------
-
-
-def write_onnx(
-    file: Path, module: nn.Module, target: Target, probe: Tensor, *, output: str | int | None = None
-) -> OnnxRecord:
-    """Export to one ONNX file with a dynamic batch, and run it in onnxruntime against torch.
-
-    Args:
-        file: where to.
-        module: the network, float32, on the CPU.
-        target: labels and preprocessing, written into the file so that `predict` needs no other.
-        probe: (n, C, H, W), n ≥ 3, normalised pictures to compare on.
-        output: which element of the module's output is the logits.
-
-    Raises:
-        ProofError: torch cannot export it, or the two disagree.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    wrapped = _OnlyLogits(module, output).eval()
-    with _silence():
-        try:
-            program = torch.onnx.export(
-                wrapped,
-                (probe[:2],),
-                dynamo=True,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_shapes=({0: "batch"},),
-                verbose=False,
-            )
-        except Exception as error:  # the exporter raises whatever the network's code raises
-            raise ProofError(
-                f"torch cannot export this network to ONNX ({reason(error)}); nothing was written"
-            ) from error
-    assert program is not None
-    program.model.metadata_props[METADATA_KEY] = json.dumps(_metadata(target))
-    program.save(file, external_data=False)
-    return _compared(file, wrapped, probe, program.model.opset_imports[""])
-
-
-def _compared(file: Path, module: nn.Module, probe: Tensor, opset: int) -> OnnxRecord:
-    runner = Runner(file)
-    expected = _logits(module, probe).numpy()
-    found = np.concatenate([runner.logits(part) for part in _uneven(probe.numpy())])
-    difference = _difference(torch.from_numpy(expected), torch.from_numpy(found))
-    agreement = float((found.argmax(1) == expected.argmax(1)).mean())
-    if not difference <= MAX_ONNX_REL_DIFF or agreement < 1:
-        raise ProofError(
-            f"onnxruntime disagrees with torch on {file.name}: logits differ by {difference:.1e} "
-            f"(limit {MAX_ONNX_REL_DIFF:.0e}), top-1 agrees on {agreement:.2%}; nothing was kept"
-        )
-    latency = _latency_ms(runner, probe[:1].numpy())
-    return OnnxRecord(sha256(file), int(opset), difference, agreement, latency)
-
-
-def _uneven(values: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    """Batches of 1, of 3 and of the rest: the batch must really be dynamic."""
-    yield values[:1]
-    yield values[1:4]
-    for start in range(4, len(values), 128):
-        yield values[start : start + 128]
-
-
-def _latency_ms(runner: Runner, one: NDArray[np.float32]) -> float:
-    """Median milliseconds for one picture, after a warm-up."""
-    seconds = []
-    for _ in range(LATENCY_RUNS):
-        start = time.perf_counter()
-        runner.logits(one)
-        seconds.append(time.perf_counter() - start)
-    return round(1000 * statistics.median(seconds[LATENCY_RUNS // 3 :]), 3)
-
-
-def _metadata(target: Target) -> dict[str, Any]:
-    return {"labels": target.label_names, "preprocess": target.preprocess.stated()}
-
-
-class _OnlyLogits(nn.Module):
-    """A network whose output is the logits and nothing else."""
-
-    def __init__(self, module: nn.Module, output: str | int | None) -> None:
-        super().__init__()
-        self.module, self.output = module, output
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        return logits_of(self.module(pixel_values), self.output)
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """The exporter talks on stdout, which belongs to the report."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
 
 
 # --- comparing --------------------------------------------------------------------------------

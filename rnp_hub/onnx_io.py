@@ -16,6 +16,8 @@ from rnp_hub.errors import DataError, ModelError, reason
 from rnp_hub.preprocess import Preprocess
 
 INPUT, OUTPUT = "pixel_values", "logits"
+RAW_INPUT = "images"
+"""Of a file that resizes, crops and normalises by itself: uint8 (n, H, W, C), any height, width."""
 METADATA_KEY = "rnp_hub"
 """Where in the file's metadata labels and preprocessing stand, as JSON."""
 
@@ -42,12 +44,23 @@ class Runner:
             raise ModelError(f"{file} is no readable ONNX file ({reason(error)})") from error
         inputs = [each.name for each in self.session.get_inputs()]
         outputs = [each.name for each in self.session.get_outputs()]
-        if inputs != [INPUT] or outputs != [OUTPUT]:
+        if inputs not in ([INPUT], [RAW_INPUT]) or outputs != [OUTPUT]:
             raise ModelError(
                 f"{file} goes from {', '.join(inputs)} to {', '.join(outputs)}, not from {INPUT} "
                 f"to {OUTPUT}; give a file that rnp-hub exported"
             )
         self.metadata = self._metadata()
+
+    @property
+    def takes_raw(self) -> bool:
+        """Whether it resizes, crops and normalises by itself."""
+        return bool(self.session.get_inputs()[0].name == RAW_INPUT)
+
+    @property
+    def input_shape(self) -> list[int | str]:
+        """Numbers, and names where any number will do."""
+        shape: list[int | str] = self.session.get_inputs()[0].shape
+        return shape
 
     def _metadata(self) -> dict[str, Any]:
         stored = self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}")
@@ -57,9 +70,14 @@ class Runner:
             return {}
         return found if isinstance(found, dict) else {}
 
-    def logits(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Normalised pictures (n, C, H, W) to logits (n, classes)."""
-        found: NDArray[np.float32] = self.session.run([OUTPUT], {INPUT: inputs})[0]
+    def logits(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """Pictures, as the file takes them, to logits (n, classes).
+
+        They are normalised float32 (n, C, H, W), or uint8 (n, H, W, C) of any size where the file
+        `takes_raw`.
+        """
+        name = RAW_INPUT if self.takes_raw else INPUT
+        found: NDArray[np.float32] = self.session.run([OUTPUT], {name: inputs})[0]
         return found
 
 
@@ -92,8 +110,13 @@ def predict(file: Path, pictures: Sequence[Path]) -> list[Prediction]:
     if not isinstance(stored, dict):
         raise ModelError(f"{file} does not say how pictures enter it; it was not made by rnp-hub")
     preprocess = Preprocess.from_pretrained_cfg(stored)
-    pixels = np.stack([preprocess.geometry(_open(picture)) for picture in pictures])
-    scores = _softmax(runner.logits(preprocess.normalise(pixels)))
+    opened = map(_open, pictures)
+    if runner.takes_raw:  # of any size, so one after the other
+        raw = (preprocess.pixels(picture)[None] for picture in opened)
+        scores = _softmax(np.concatenate([runner.logits(each) for each in raw]))
+    else:
+        pixels = np.stack([preprocess.geometry(picture) for picture in opened])
+        scores = _softmax(runner.logits(preprocess.normalise(pixels)))
     return [
         Prediction(
             file=str(picture),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -20,11 +21,13 @@ from rnp_hub.data import Data, DataConfig, Target, load, load_all
 from rnp_hub.demo import TARGET as DEMO_TARGET
 from rnp_hub.demo import trigger_file
 from rnp_hub.errors import ConfigError, ModelError, RnpHubError
+from rnp_hub.exporting import origin
 from rnp_hub.hub_cards import write_card
 from rnp_hub.labels import resolve_label
 from rnp_hub.method import SanitizeConfig, Sanitized, Stopwatch, sanitize
 from rnp_hub.network import Classifier, Normalise
-from rnp_hub.output import check_free, new_file, new_folder
+from rnp_hub.onnx_export import write_onnx
+from rnp_hub.output import check_free, new_folder
 from rnp_hub.progress import Progress, quiet
 from rnp_hub.published import Reference
 from rnp_hub.pull import PulledModel, is_embedded, name_of, pull
@@ -34,8 +37,8 @@ from rnp_hub.report import (
     DataRecord,
     EvalRecord,
     ExportRecord,
+    FileRecord,
     MaskHistogram,
-    OnnxRecord,
     PruneRecord,
     RateRecord,
     RunReport,
@@ -232,36 +235,6 @@ def evaluate_model(job: Job, progress: Progress = quiet, say: Say = lambda _: No
     return _scores(opened.score(opened.model.module, "evaluate", progress))
 
 
-# --- export -----------------------------------------------------------------------------------
-
-
-def export_model(model: str, out: Path | None, *, force: bool) -> tuple[Path, OnnxRecord]:
-    """Export a model folder to ONNX, compared in onnxruntime on noise.
-
-    Args:
-        model: see `pull.pull`.
-        out: the file; `None` for `onnx/model.onnx` within the model's folder.
-        force: replace a file that is there.
-
-    Raises:
-        RnpHubError: the model is unreadable, the file exists, or the two disagree.
-    """
-    folder = Path(model.removeprefix("local-dir:")).expanduser()
-    if out is None and not folder.is_dir():
-        raise ConfigError(f"{model} is no folder to write into; give --out FILE.onnx")
-    if out is None and (folder / FILE).is_file():
-        raise ConfigError(
-            f"{folder} holds a report that speaks of its onnx/model.onnx; give another --out"
-        )
-    file = out or folder / "onnx" / "model.onnx"
-    with new_file(file, force=force) as temporary:
-        pulled = pull(model)
-        shape = pulled.target.preprocess.input_size
-        probe = torch.randn(16, *shape, generator=torch.Generator().manual_seed(0))
-        record = exporting.write_onnx(temporary, pulled.module, pulled.target, probe)
-    return file, record
-
-
 # --- sanitize ---------------------------------------------------------------------------------
 
 
@@ -316,24 +289,30 @@ def _sanitize(asked: SanitizeJob, progress: Progress, say: Say) -> tuple[RunRepo
     )
     watch.seconds |= result.timing_s
     after = watch.time("after", lambda: opened.score(result.module, "after", progress))
+    measured = RunReport(
+        source=_source(opened.model),
+        data=_data(opened.data, asked.job.data),
+        eval=_evaluation(opened),
+        before=_scores(before),
+        after=_scores(after),
+        verdict=_verdict(result),
+        prune=_prune(result),
+        slim=_slim(opened, result),
+        export=NOTHING_YET,
+        config=_settings(asked, opened, config),
+        timing_s={},
+        peak_memory_mib=0.0,
+        environment=_environment(opened),
+    )
     with new_folder(asked.folder, force=asked.force) as folder:
         progress("export", 0.0, {})
-        files = watch.time("export", lambda: _export(folder, opened, result))
+        files = watch.time("export", lambda: _export(folder, opened, result, origin(measured)))
         progress("export", 1.0, {})
-        report = RunReport(
-            source=_source(opened.model),
-            data=_data(opened.data, asked.job.data),
-            eval=_evaluation(opened),
-            before=_scores(before),
-            after=_scores(after),
-            verdict=_verdict(result),
-            prune=_prune(result),
-            slim=_slim(opened, result),
+        report = replace(
+            measured,
             export=files,
-            config=_settings(asked, opened, config),
             timing_s=watch.seconds,
             peak_memory_mib=round(peak_memory_mib(), 1),
-            environment=_environment(opened.classifier.compute),
         )
         (folder / FILE).write_text(report.to_json(), encoding="utf-8")
         write_card(folder, report, asked.push.repo_id if asked.push else None)
@@ -369,13 +348,18 @@ def _refuse_chance(opened: Opened) -> None:
         )
 
 
-def _export(folder: Path, opened: Opened, result: Sanitized) -> ExportRecord:
+NOTHING_YET = ExportRecord(FileRecord("", 0.0), FileRecord("", 0.0), {})
+
+
+def _export(
+    folder: Path, opened: Opened, result: Sanitized, notes: Mapping[str, str]
+) -> ExportRecord:
     model, slim = opened.model, result.slim
     probe = _probe(opened)
     dense = exporting.write_model(folder, model, result.module, model.architecture, probe)
     smaller = exporting.slim_architecture(model, slim.edits)
     slim_file = exporting.write_model(folder / "slim", model, slim.module, smaller, probe)
-    onnx = exporting.write_onnx(folder / "onnx" / "model.onnx", slim.module, model.target, probe)
+    onnx = write_onnx(folder / "onnx" / "model.onnx", slim.module, model.target, probe, notes=notes)
     return ExportRecord(dense.record, slim_file.record, {"fp32": onnx}, _sizes(folder))
 
 
@@ -539,6 +523,7 @@ def _settings(asked: SanitizeJob, opened: Opened, config: SanitizeConfig) -> dic
         "poisoned": list(asked.job.attacks.poisoned),
         "triggers": list(asked.job.attacks.triggers),
         "target": asked.job.attacks.target,
+        "push_to": asked.push.repo_id if asked.push else None,
         "measured_triggers": {each.name: each.target for each in opened.attacks},
         "precision": asked.job.precision,
         "device": asked.job.device,
@@ -548,13 +533,13 @@ def _settings(asked: SanitizeJob, opened: Opened, config: SanitizeConfig) -> dic
     }
 
 
-def _environment(compute: Compute) -> dict[str, str]:
-    import timm
-
+def _environment(opened: Opened) -> dict[str, str]:
+    compute, library = opened.classifier.compute, opened.model.architecture.library
     return {
         "rnp_hub": rnp_hub.__version__,
         "torch": torch.__version__,
-        "timm": timm.__version__,
+        "timm": version("timm"),
+        library: version(library),
         "python": platform.python_version(),
         "device": compute.describe(),
         "precision": compute.precision,

@@ -62,7 +62,10 @@ def plan(asked: SanitizeJob) -> Plan:
     located = locate(job.model, job.revision)
     architecture = Architecture.from_config(located.config)
     source = open_source(
-        job.data.spec, image_column=job.data.image_column, label_column=job.data.label_column
+        job.data.spec,
+        config=job.data.config,
+        image_column=job.data.image_column,
+        label_column=job.data.label_column,
     )
     target = target_of(located.config, architecture, located.processor)
     classifier = Classifier(

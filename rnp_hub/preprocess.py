@@ -118,6 +118,10 @@ class Preprocess:
         known = asdict(self)
         return {key: value for key, value in known.items() if (key, value) != ("centre", "even")}
 
+    def pixels(self, picture: Image.Image) -> NDArray[np.uint8]:
+        """One picture as it is, in the network's colours: uint8 (H, W, C)."""
+        return np.atleast_3d(np.asarray(_in_colours(picture, self.input_size[0]), dtype=np.uint8))
+
     def geometry(self, picture: Image.Image) -> NDArray[np.uint8]:
         """Resize and crop one picture: uint8 (C, H, W)."""
         picture = _in_colours(picture, self.input_size[0])

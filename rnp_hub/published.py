@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rnp_hub.export import MAX_FILE_REL_DIFF, MAX_ONNX_REL_DIFF
+from rnp_hub.export import MAX_FILE_REL_DIFF
 from rnp_hub.network import logits_of
+from rnp_hub.onnx_export import MAX_REL_DIFF as MAX_ONNX_REL_DIFF
 from rnp_hub.onnx_io import Runner
 from rnp_hub.pull import pull
 

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +17,9 @@ from rnp_hub.errors import RnpHubError
 
 SCHEMA: Literal["rnp-hub/report/1"] = "rnp-hub/report/1"
 FILE = "rnp_report.json"
+
+LATE = ("export", "timing_s", "peak_memory_mib")
+"""Sections that are only known when the files are written."""
 
 _strict = with_config(ConfigDict(extra="forbid", strict=True))
 """A misspelt or unknown key is an error, not a silent default, and "5" is no number."""
@@ -190,13 +195,17 @@ class FileRecord:
 @_strict
 @dataclass(frozen=True)
 class OnnxRecord:
-    """An ONNX file, run in onnxruntime against torch."""
+    """An ONNX file, run in onnxruntime against torch.
+
+    `exporter` is the rung of the ladder that it took; `latency_ms` is of one picture.
+    """
 
     sha256: str
     opset: int
     max_rel_diff: float
     top1_agreement: float
     latency_ms: float
+    exporter: str = "dynamo"
 
 
 @_strict
@@ -236,6 +245,16 @@ class RunReport:
         ordered = {"schema": record.pop("schema"), **record}
         return _dump(ordered)
 
+    def digest(self) -> str:
+        """SHA-256 of what was measured, for files to carry.
+
+        Left out are `export`, which holds the hashes of those files, and what is only known when
+        they are written.
+        """
+        record = _adapter().dump_python(self, mode="json")
+        stable = {key: value for key, value in record.items() if key not in LATE}
+        return hashlib.sha256(json.dumps(stable, sort_keys=True).encode()).hexdigest()
+
     @staticmethod
     def from_json(text: str | bytes) -> RunReport:
         """Read a report, strictly.
@@ -268,6 +287,4 @@ def _adapter() -> TypeAdapter[RunReport]:
 
 
 def _dump(record: dict[str, Any]) -> str:
-    import json
-
     return json.dumps(record, indent=1, ensure_ascii=False) + "\n"

@@ -193,7 +193,11 @@ KINDS: Mapping[str, Kind] = {
     "efficientnet": Kind(
         "transformers EfficientNet",
         "transformers",
-        _transformers("efficientnet", _squared("EfficientNetImageProcessor"), EFFICIENTNET),
+        _transformers(
+            "efficientnet",
+            _squared("EfficientNetImageProcessor", include_top=False),
+            EFFICIENTNET,
+        ),
     ),
     "convnext": Kind(
         "transformers ConvNeXt",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rnp_hub import export
+from rnp_hub import onnx_export
 from rnp_hub.errors import OutputError
 from rnp_hub.output import new_file, new_folder
 from tests.models import SANITIZE, Run, environment, invoke, listing
@@ -124,7 +124,7 @@ def test_a_proof_that_fails_leaves_nothing(
     if force:
         _made_earlier(out)
     before = listing(tmp_path)
-    monkeypatch.setattr(export, "MAX_ONNX_REL_DIFF", -1.0)
+    monkeypatch.setattr(onnx_export, "MAX_REL_DIFF", -1.0)
     done = invoke("sanitize", plain_model, *SANITIZE, "--out", out, *["--force"] * force)
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr.startswith("Error: onnxruntime disagrees with torch on model.onnx")

@@ -27,7 +27,7 @@ KEYS = {
     "export": {"safetensors", "onnx"},
     "environment": {"rnp_hub", "torch", "timm", "python", "device"},
 }  # fmt: skip
-ONNX = {"sha256", "opset", "max_rel_diff", "top1_agreement", "latency_ms"}
+ONNX = {"sha256", "opset", "max_rel_diff", "top1_agreement", "latency_ms", "exporter"}
 
 
 def test_every_key_of_the_design_is_there(plain_run: Run) -> None:
