@@ -277,6 +277,8 @@ class RunReport:
             RnpHubError: there is none, or it cannot be read.
         """
         file = folder / FILE
+        if not folder.is_dir():
+            raise RnpHubError(f"there is no folder at {folder}; give one that sanitize made")
         if not file.is_file():
             raise RnpHubError(f"{folder} holds no {FILE}; it was not made by `rnp-hub sanitize`")
         return RunReport.from_json(file.read_bytes())

@@ -136,3 +136,8 @@ def test_what_is_no_report_at_all(text: str) -> None:
 def test_a_folder_without_one(tmp_path: Path) -> None:
     with pytest.raises(RnpHubError, match=r"holds no rnp_report\.json; it was not made by"):
         RunReport.read(tmp_path)
+
+
+def test_no_folder_at_all(tmp_path: Path) -> None:
+    with pytest.raises(RnpHubError, match=r"^there is no folder at .*nowhere; give one that"):
+        RunReport.read(tmp_path / "nowhere")
