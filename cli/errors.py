@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from rnp_hub.errors import RnpHubError
+from rnp_hub.text import one_line
 
 FAILED, INTERRUPTED = 2, 130
 
@@ -23,8 +24,8 @@ class OneSentenceGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except RnpHubError as error:
-            # One line, whatever the libraries below put into their own messages.
-            print(f"Error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+            # One line, whatever libraries and repositories put into their messages.
+            print(f"Error: {one_line(str(error))}", file=sys.stderr)
             raise typer.Exit(FAILED) from error
         except KeyboardInterrupt as error:
             print(str(error) or "Stopped; nothing was written.", file=sys.stderr)

@@ -17,6 +17,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from rnp_hub.progress import Progress
+from rnp_hub.text import one_line
 
 if TYPE_CHECKING:
     from rnp_hub.bench.slimming import SlimRow
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 def say(sentence: str) -> None:
     """A note that is no result."""
-    print(f"Note: {sentence}", file=sys.stderr)
+    print(f"Note: {one_line(sentence)}", file=sys.stderr)
 
 
 def note(line: str) -> None:
@@ -188,7 +189,7 @@ def print_plan(plan: Plan, *, as_json: bool) -> None:
         return
     for key, value in asdict(plan).items():
         if value is not None or key != "push_to":
-            print(f"{key.replace('_', ' '):>18}  {value}")
+            print(f"{key.replace('_', ' '):>18}  {one_line(str(value))}")
 
 
 def _measures(
@@ -212,7 +213,7 @@ def _print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for place, head in enumerate(heads):
         table.add_column(head, justify="right" if place else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(one_line, row))
     # Wide enough for any row where stdout is a file or a pipe.
     width = None if sys.stdout.isatty() else 200
     Console(width=width, highlight=False, markup=False).print(table)

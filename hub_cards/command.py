@@ -40,7 +40,7 @@ def _options(report: RunReport) -> Iterator[tuple[str, object]]:
 
 
 def _model(report: RunReport) -> str:
-    """As it was asked for: a folder within a repository is not lost, a pasted address is."""
+    """At its commit, with the folder within its repository, which stands in no `source`."""
     source = report.source
     if not source.repo_id:
         return str(source.path)

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from importlib.resources import files
 
-from rnp_hub.hub_cards.markdown import one_line
+from rnp_hub.text import one_line
 
 IDS = frozenset(files(__name__.rpartition(".")[0]).joinpath("licences.txt").read_text().split())
 """What the Hub takes under `license`; anything else is `other`, with a name."""

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import re
 
+from rnp_hub.text import one_line, utf8
+
 MARKUP = re.compile(r"[&<>\"`|\\*\[\]~$#{}]|(?<![^\W_])_|_(?![^\W_])")
 """What Markdown, GitHub's tables or HTML could take for more than a letter."""
-
-
-def one_line(text: str) -> str:
-    """Without line breaks and control characters."""
-    return " ".join("".join(c if c.isprintable() else " " for c in _utf8(text)).split())
 
 
 def plain(text: str) -> str:
@@ -34,12 +31,7 @@ def code(text: str) -> str:
 
 def fenced(text: str) -> str:
     """A block of code, in a fence that is longer than any within."""
-    text = _utf8(text)
+    text = utf8(text)
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}\n{text}\n{fence}"
-
-
-def _utf8(text: str) -> str:
-    """With a question mark for each half of a surrogate pair, which no file could hold."""
-    return text.encode("utf-8", "replace").decode("utf-8")

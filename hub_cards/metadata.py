@@ -10,8 +10,8 @@ from urllib.parse import quote
 from huggingface_hub import EvalResult, ModelCardData
 
 from rnp_hub.hub_cards.licences import Licence
-from rnp_hub.hub_cards.markdown import one_line
 from rnp_hub.report import RunReport, SourceRecord
+from rnp_hub.text import one_line
 
 HUB = "https://huggingface.co"
 TASK = "image-classification"

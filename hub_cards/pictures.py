@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rnp_hub.hub_cards.markdown import one_line
 from rnp_hub.hub_cards.tables import SHOWN, ClassRow, classes, points
 from rnp_hub.report import MaskHistogram, RunReport
+from rnp_hub.text import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

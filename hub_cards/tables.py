@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from rnp_hub.hub_cards.markdown import code, one_line, plain
+from rnp_hub.hub_cards.markdown import code, plain
 from rnp_hub.report import RateRecord, RunReport, SurrogateRecord
+from rnp_hub.text import one_line
 
 SHOWN = 20
 """Labels that get a row of their own; of more, those that lost most."""

@@ -19,10 +19,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rnp_hub.errors import ModelError
 from rnp_hub.network import put
+from rnp_hub.sites import silent_output
 
 SCHEMA = "rnp-hub/slim/2"
 READABLE = ("rnp-hub/slim/1", SCHEMA)
-"""Version 1 knows no `gather` and no `sizes`; what it does know means the same."""
+"""Version 1 knows no `gather`, `sizes` and `hollow`; what it does know means the same."""
 
 SIZES = (
     "num_heads",
@@ -48,6 +49,7 @@ class LayerEdit:
         gather: the layer still gets all channels and picks its own: a BatchNorm those of
             `outputs`, any other layer those of `inputs`.
         sizes: (attention modules) numbers to set, such as `num_heads`.
+        hollow: nothing of the layer stays but the constants it emits.
     """
 
     outputs: tuple[int, ...] | None = None
@@ -56,6 +58,7 @@ class LayerEdit:
     standing: tuple[int, ...] | None = None
     gather: bool = False
     sizes: Mapping[str, int] = field(default_factory=dict)
+    hollow: bool = False
 
 
 Edits = Mapping[str, LayerEdit]
@@ -135,6 +138,41 @@ class RaggedConv(nn.Module):
         return together
 
 
+class Hollow(nn.Module):
+    """What is left of a layer that is silent as a whole: its constants, in the shape it would give.
+
+    Args:
+        layer: a convolution, a linear layer or a BatchNorm.
+        constants: (filters,).
+    """
+
+    def __init__(self, layer: nn.Module, constants: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("constants", constants.detach().clone())
+        self.dim = -1 if isinstance(layer, nn.Linear) else 1
+        # A convolution of one channel by 0, which costs nothing, tells how many pixels there are.
+        self.pixels = _blank(layer) if isinstance(layer, nn.Conv2d) else None
+
+    constants: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.pixels is not None:
+            x = self.pixels(x[:, :1])
+        shape, size = [1] * x.dim(), list(x.shape)
+        shape[self.dim] = size[self.dim] = len(self.constants)
+        return self.constants.to(x.dtype).view(shape).expand(size)
+
+
+def _blank(layer: nn.Conv2d) -> nn.Conv2d:
+    blank = copy.deepcopy(layer)
+    blank.in_channels = blank.out_channels = blank.groups = 1
+    for name, parameter in list(blank.named_parameters(recurse=False)):
+        delattr(blank, name)
+        zero = parameter.detach()[:1, :1].mul(0) if parameter.dim() > 1 else None
+        blank.register_buffer(name, zero, persistent=False)
+    return blank
+
+
 def apply_edits(module: nn.Module, edits: Edits) -> None:
     """Cut the layers of `module` in place: weights, biases, running statistics and sizes.
 
@@ -148,7 +186,9 @@ def apply_edits(module: nn.Module, edits: Edits) -> None:
             raise ModelError(f"the slim edits name a layer `{name}` that does not exist") from error
         _check(name, layer, edit)
         with torch.no_grad():
-            if isinstance(layer, _BatchNorm):
+            if edit.hollow:
+                put(module, name, Hollow(layer, silent(layer)))
+            elif isinstance(layer, _BatchNorm):
                 put(module, name, _smaller_norm(layer, edit))
             elif isinstance(layer, nn.Conv2d | nn.Linear):
                 put(module, name, _smaller_mixer(layer, edit))
@@ -162,6 +202,8 @@ def _check(name: str, layer: Any, edit: LayerEdit) -> None:
         return
     if not isinstance(layer, _BatchNorm | nn.Conv2d | nn.Linear):
         raise ModelError(f"the slim edits cut `{name}`, but a {type(layer).__name__} cannot be cut")
+    if edit.hollow and edit != LayerEdit(hollow=True):
+        raise ModelError(f"the slim edits of `{name}` hollow it out and cut it at the same time")
     if isinstance(layer, _BatchNorm):
         width = layer.num_features
         sizes = [(edit.outputs, width), (edit.standing, width)]
@@ -201,8 +243,7 @@ def _check_sizes(name: str, layer: Any, edit: LayerEdit) -> None:
 def _smaller_mixer(layer: Any, edit: LayerEdit) -> nn.Module:
     if edit.bias and layer.bias is None:
         layer.bias = nn.Parameter(torch.zeros(len(layer.weight)).to(layer.weight))
-    fill = None if layer.bias is None else layer.bias.detach().clone()
-    width, dim = len(layer.weight), 1 if isinstance(layer, nn.Conv2d) else -1
+    fill, dim = silent(layer), 1 if isinstance(layer, nn.Conv2d) else -1
     smaller: nn.Module = layer
     if edit.outputs is not None and getattr(layer, "groups", 1) > 1:
         smaller = _smaller_groups(layer, edit.outputs)
@@ -214,7 +255,6 @@ def _smaller_mixer(layer: Any, edit: LayerEdit) -> nn.Module:
     before = ChannelGather(edit.inputs, dim) if edit.gather and edit.inputs else None
     after = None
     if edit.standing is not None and edit.outputs is not None:
-        fill = layer.weight.new_zeros(width) if fill is None else fill
         after = _scatter(edit.outputs, edit.standing, fill, dim)
     return _chained(before, ("layer", smaller), after)
 
@@ -266,7 +306,7 @@ def _smaller_norm(norm: _BatchNorm, edit: LayerEdit) -> nn.Module:
     if edit.outputs is None:
         return norm
     kept = list(edit.outputs)
-    fill = _when_silent(norm)
+    fill = silent(norm)
     for name in ("weight", "bias"):
         setattr(norm, name, nn.Parameter(getattr(norm, name)[kept].clone()))
     for name in ("running_mean", "running_var"):
@@ -278,12 +318,19 @@ def _smaller_norm(norm: _BatchNorm, edit: LayerEdit) -> nn.Module:
     return _chained(before, ("norm", norm), after)
 
 
-def _when_silent(norm: _BatchNorm) -> Tensor:
-    """(filters,), what a silenced filter emits: β, behind the activation where there is one."""
-    activation = getattr(norm, "act", nn.Identity())
-    # A copy, since activations work in place.
-    emitted: Tensor = activation(norm.bias.detach().clone()[None, :, None, None])
-    return emitted.flatten()
+def silent(layer: nn.Module) -> Tensor:
+    """(filters,), what leaves a layer whose filters are silent.
+
+    Its bias, or 0; for a BatchNorm with an activation of its own, behind that.
+    """
+    if isinstance(layer, _BatchNorm) and not layer.affine:
+        return torch.zeros(layer.num_features)
+    emitted = silent_output(layer)
+    activation = getattr(layer, "act", None)
+    if isinstance(layer, _BatchNorm) and isinstance(activation, nn.Module):
+        # A copy, since activations work in place.
+        emitted = activation(emitted.clone()[None, :, None, None]).flatten()
+    return emitted
 
 
 # --- wrapping ---------------------------------------------------------------------------------
@@ -359,6 +406,7 @@ def _edit_from_json(edit: Mapping[str, Any]) -> LayerEdit:
         standing=_indices(edit.get("standing")),
         gather=bool(edit.get("gather", False)),
         sizes=sizes,
+        hollow=bool(edit.get("hollow", False)),
     )
 
 

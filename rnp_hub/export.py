@@ -35,6 +35,12 @@ class Written:
 SLIM_TYPE = "rnp_hub_slim"
 """The `model_type` of a slim folder: one that transformers refuses instead of guessing."""
 
+THEIR_FILES = frozenset(
+    {"custom_load", "file", "hf_hub_filename", "hf_hub_id", "label_offset", "source"}
+    | {"state_dict", "url"}
+)
+"""What a `pretrained_cfg` says of the files it came with: where they are, and how they differ."""
+
 
 def write_model(
     folder: Path, model: PulledModel, module: nn.Module, architecture: Architecture, probe: Tensor
@@ -108,7 +114,8 @@ def config_of(model: PulledModel, architecture: Architecture) -> dict[str, Any]:
     if architecture.library == "transformers":
         own["preprocess"] = model.target.preprocess.stated()
         return {"model_type": SLIM_TYPE, OWN_KEY: own}
-    config = {key: value for key, value in model.located.config.items() if key != "model_type"}
+    config = transformers_io.without_code(model.located.config)
+    config.pop("model_type", None)
     config |= {
         "architecture": architecture.name,
         "num_classes": architecture.classes,
@@ -122,8 +129,8 @@ def config_of(model: PulledModel, architecture: Architecture) -> dict[str, Any]:
             "label2id": {name: label for label, name in enumerate(names)},
         }
     # timm reads a config without this object as one of the old kind, and then knows no model_args.
-    stated = config.get("pretrained_cfg") or {}
-    config["pretrained_cfg"] = {**model.target.preprocess.stated(), **stated}
+    stated = {**model.target.preprocess.stated(), **(config.get("pretrained_cfg") or {})}
+    config["pretrained_cfg"] = {key: stated[key] for key in stated if key not in THEIR_FILES}
     config.pop(OWN_KEY, None)
     if architecture.edits:
         config["model_type"] = SLIM_TYPE

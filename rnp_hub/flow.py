@@ -262,9 +262,7 @@ def _ends(
         _, node = heapq.heappop(waiting)
         result = rules.step(node, flows) if node.op == "call_function" else None
         if result is None:
-            first = flows.get(arguments(node)[0]) if isinstance(arguments(node)[0], Node) else None
-            alone = sum(source in flows for source in node.all_input_nodes) == 1
-            yield node, first if isinstance(first, Flow) and alone else None
+            yield node, _only(node, flows)
             continue
         flows[node] = result
         for user in node.users:
@@ -273,28 +271,32 @@ def _ends(
                 heapq.heappush(waiting, (graph.place(user), user))
 
 
+def _only(node: Node, flows: Mapping[Node, Any]) -> Flow | None:
+    """The flow that enters an operation as its first input, if no other enters it."""
+    first = next(iter(arguments(node)), None)
+    flow = flows.get(first) if isinstance(first, Node) else None
+    alone = sum(source in flows for source in node.all_input_nodes) == 1
+    return flow if isinstance(flow, Flow) and alone else None
+
+
 class _Rules:
     """What becomes of tags in an operation; `None` where the walk ends."""
 
     def step(self, node: Node, flows: Mapping[Node, Any]) -> Any:
-        target, first = node.target, arguments(node)[0]
+        target = node.target
         if target is operator.getitem:
-            parts = flows[arguments(node)[0]]
-            return parts[arguments(node)[1]] if isinstance(parts, list) else None
-        flow = flows.get(first) if isinstance(first, Node) else None
-        alone = sum(source in flows for source in node.all_input_nodes) == 1
+            parts, place = flows[arguments(node)[0]], arguments(node)[1]
+            return parts[place] if isinstance(parts, list) else None
         if target in MOVES:
             return _moved(node, flows)
-        if isinstance(flow, Flow) and alone:
-            if target in SAME:
-                return flow
-            if target in POINTWISE:
-                return self.pointwise(node, flow)
         if target in BINARY:
             return self.binary(node, flows)
         if target in PRODUCTS:
             return self.product(node, flows)
-        return self.other(node, flow) if isinstance(flow, Flow) and alone else None
+        flow = _only(node, flows)
+        if flow is None or target in SAME:
+            return flow
+        return self.pointwise(node, flow) if target in POINTWISE else self.other(node, flow)
 
     def pointwise(self, node: Node, flow: Flow) -> Flow | None:
         raise NotImplementedError

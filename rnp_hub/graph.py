@@ -109,6 +109,16 @@ class Graph:
         """Whether a node computes the same for every picture: from weights alone."""
         return node not in self._moving
 
+    def dead_without(self, layer: str) -> tuple[str, ...]:
+        """The layers whose output nobody needs once `layer` emits constants."""
+        live, waiting = set[Node](), list(self.nodes[-1:])
+        while waiting:
+            node = waiting.pop()
+            if node not in live:
+                live.add(node)
+                waiting.extend(() if node is self.call(layer) else node.all_input_nodes)
+        return tuple(name for name in self.layers() if self.call(name) not in live)
+
     def place(self, node: Node) -> int:
         """Where a node stands in the order of running."""
         return self._place[node]

@@ -509,7 +509,7 @@ def _macs(module: nn.Module, example: Tensor) -> int:
 
 def _settings(asked: SanitizeJob, opened: Opened, config: SanitizeConfig) -> dict[str, object]:
     return {
-        "model": asked.job.model,
+        "model": opened.model.located.name,
         "recipe": config.recipe,
         "data": asked.job.data.spec,
         "data_config": asked.job.data.config,

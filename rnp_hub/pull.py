@@ -61,6 +61,11 @@ class Located:
         return self.repository.repo_id
 
     @property
+    def name(self) -> str:
+        """On the Hub `org/name`, with the folder within; else as it was asked for."""
+        return self.repository.shown if self.repo_id else self.spec
+
+    @property
     def sha(self) -> str | None:
         """Commit on the Hub; `None` for a folder."""
         return self.repository.sha
@@ -211,7 +216,6 @@ def _located(repository: Repository) -> Located:
     processor = None
     if not config.get("pretrained_cfg"):
         processor = repository.json(transformers_io.PROCESSOR)
-    card = (repository.text(CARD) or b"").decode(errors="replace")
     try:
         files = weights.choose(repository.files, repository.path, shown, repository.below)
     except ModelError as error:
@@ -220,7 +224,7 @@ def _located(repository: Repository) -> Located:
         raise ModelError(
             f"HF_HUB_OFFLINE is set and the cache holds no weights of {shown}; run once without it"
         ) from error
-    return Located(shown, repository, config, _licence(config, card), files, processor)
+    return Located(shown, repository, config, _licence(config, _card(repository)), files, processor)
 
 
 def _no_config(repository: Repository) -> str:
@@ -239,20 +243,26 @@ OBJECTS = ("pretrained_cfg", "model_args", "label_descriptions", "id2label", OWN
 """Keys of a `config.json` that hold an object, or null, or are not there."""
 
 
-def _licence(config: Mapping[str, Any], card: str) -> str | None:
-    from huggingface_hub import ModelCard
+def _card(repository: Repository) -> Mapping[str, Any]:
+    """The metadata of its card; nothing where there is none, or none that can be read."""
+    from huggingface_hub import metadata_load
 
-    if card.startswith("---"):
-        try:
-            found = ModelCard(card).data.to_dict().get("license")
-        except ValueError:
-            found = None
-        if isinstance(found, list):  # a card may hold several
-            found = ", ".join(map(str, found))
-        if found:
-            return str(found)
-    stated = (config.get("pretrained_cfg") or {}).get("license")
-    return str(stated) if stated else None
+    if repository.text(CARD) is None:
+        return {}
+    try:
+        return metadata_load(repository.path(CARD)) or {}
+    except Exception:  # YAML of anybody's: each mistake in it is an error of its own
+        return {}
+
+
+def _licence(config: Mapping[str, Any], card: Mapping[str, Any]) -> str | None:
+    """As the card says, else the config: an id, several with commas between, or a name."""
+    found = card.get("license")
+    if found == "other" and card.get("license_name"):
+        found = card["license_name"]
+    stated = found or (config.get("pretrained_cfg") or {}).get("license")
+    several = stated if isinstance(stated, list) else [stated]
+    return ", ".join(each for each in several if isinstance(each, str)) or None
 
 
 def target_of(
@@ -281,9 +291,10 @@ def target_of(
             "outputs; correct label_names or num_classes"
         )
     described = config.get("label_descriptions") or pretrained.get("label_descriptions") or {}
-    descriptions = described if isinstance(described, Mapping) else {}
+    found = described.items() if isinstance(described, Mapping) else ()
+    descriptions = {name: str(text) for name, text in found}
     preprocess = _preprocess(config, architecture, processor)
-    return Target(architecture.classes, preprocess, names, dict(descriptions))
+    return Target(architecture.classes, preprocess, names, descriptions)
 
 
 def _preprocess(

@@ -109,7 +109,9 @@ class Repository:
         shown = f"{self.shown}/{name}"
         try:
             content = json.loads(raw)
-        except ValueError as error:
+            # Half a surrogate pair could be read, but never written again.
+            json.dumps(content, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:
             raise ModelError(
                 f"{shown} is no JSON ({error}); get it again from its author"
             ) from error
@@ -153,9 +155,13 @@ def address_of(spec: str) -> Address | None:
         return _from_browser(spec)
     name = re.sub(r"^hf[-_]hub:", "", spec)
     found = re.fullmatch(rf"({_ID})((?:/[\w.-]+)*)(?:@([\w./%-]+))?", name)
-    if found is None or {".", ".."} & set(name.replace("@", "/").split("/")):
+    if found is None or _leads_away(unquote(name).replace("@", "/")):
         return None
     return Address(found[1], found[2].lstrip("/"), found[3])
+
+
+def _leads_away(path: str) -> bool:
+    return not {".", ".."}.isdisjoint(path.split("/"))
 
 
 def _from_browser(url: str) -> Address:
@@ -170,7 +176,8 @@ def _from_browser(url: str) -> Address:
         )
     path = parts.path.removeprefix(hub.path if parts.netloc == hub.netloc else "").strip("/")
     found = re.fullmatch(rf"({_ID})(?:/(tree|blob|resolve|raw)/(.+))?", path)
-    if found is None or found[1].split("/")[0] in ("datasets", "spaces"):
+    away = _leads_away(unquote(path))
+    if found is None or away or found[1].split("/")[0] in ("datasets", "spaces"):
         raise ModelError(
             f"{url} is no address of a model; it must read {constants.ENDPOINT}/org/name, with "
             "/tree/REVISION where you wish"
@@ -227,8 +234,9 @@ def open_on_hub(address: Address) -> Repository:
         info = _described(repo_id, revision)
     except OfflineModeIsEnabled:
         return _in_cache(address, revision or "main")
-    if not info.sha or info.siblings is None:
+    if not _COMMIT.fullmatch(info.sha or "") or info.siblings is None:
         raise ModelError(_unreachable(repo_id, ValueError("it answers, but not as a Hub does")))
+    assert info.sha is not None
     remember(repo_id, revision or "main", info.sha)
     prefix = f"{address.folder}/" if address.folder else ""
     sizes = {
@@ -319,7 +327,7 @@ def remember(repo_id: str, revision: str, sha: str) -> None:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    if _COMMIT.fullmatch(revision):
+    if _COMMIT.fullmatch(revision) or _leads_away(revision):
         return
     name = repo_folder_name(repo_id=repo_id, repo_type="model")
     file = Path(constants.HF_HUB_CACHE) / name / "refs" / revision

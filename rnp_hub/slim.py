@@ -7,7 +7,11 @@ A silenced filter is a constant c, and the way to remove it depends on who reads
 - *carry*: a padded convolution cannot take the constant into its bias, since there is none at the
   border; one silenced channel stays and carries the constants of all, scaled by their columns.
 - *scatter*: whatever else reads it (a residual sum, say): the row goes, and `ChannelScatter` puts
-  the other channels back in their places with the constants between them.
+  the other channels back in their places with the constants between them. A layer that is silent as
+  a whole leaves only its constants, and takes along what only it needed.
+
+Attention heads and the units of a gated product read 0: their columns go, and with them the rows
+that make them, with the number of heads set (*delete*) or with zeros in their place (*scatter*).
 
 What none of these can do exactly stays as a zero and is counted. Nothing is believed: the two
 networks are compared in float64 before the smaller one is given out.
@@ -16,6 +20,7 @@ networks are compared in float64 before the smaller one is given out.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -228,6 +233,7 @@ class _Plan:
 def _ways(
     dense: nn.Module, silenced: Mapping[str, tuple[int, ...]], example: Tensor
 ) -> dict[str, list[_Plan]]:
+    """By site, ways to remove its filters, the best first."""
     try:
         graph = Graph(dense, example[:2])
     except ModelError:
@@ -242,13 +248,24 @@ def _plans(
     dense: nn.Module, graph: Graph | None, site: Site, silenced: tuple[int, ...]
 ) -> list[_Plan]:
     """Ways to remove the filters of a site, the best first."""
-    # A layer cannot be empty: where all of it is silent, one filter stays as a zero.
-    gone = silenced if len(silenced) < site.filters else silenced[1:]
-    if not gone:
-        return []
-    count = LayerCount(len(silenced), kept=len(silenced) - len(gone))
-    removal = _Removal(dense, graph, site, tuple(gone), count)
-    return removal.of_input() if site.kind == "input" else removal.of_output()
+    if len(silenced) < site.filters:
+        return _Removal(dense, graph, site, silenced, LayerCount(len(silenced))).plans()
+    # A layer that somebody reads cannot be empty: where all of it is silent, one filter stays.
+    count = LayerCount(len(silenced), kept=1)
+    some = _Removal(dense, graph, site, silenced[1:], count).plans() if len(silenced) > 1 else []
+    hollow = _hollow(graph, site) if graph else None
+    if hollow is None or (some and some[0].columns and site.kind != "input"):
+        return some
+    return [hollow, *some]
+
+
+def _hollow(graph: Graph, site: Site) -> _Plan | None:
+    """Leave nothing of a site but its constants, and nothing of the layers that only it needs."""
+    if graph.call(site.name) is None:
+        return None
+    names = (site.name, *graph.dead_without(site.name))
+    edits = {name: LayerEdit(hollow=True) for name in names}
+    return _Plan(LayerCount(site.filters, scatter=site.filters), edits)
 
 
 @dataclass(frozen=True)
@@ -264,6 +281,10 @@ class _Removal:
     @property
     def kept(self) -> tuple[int, ...]:
         return _without(range(self.site.filters), self.gone)
+
+    def plans(self) -> list[_Plan]:
+        """The ways to remove them, the best first."""
+        return self.of_input() if self.site.kind == "input" else self.of_output()
 
     # --- channels of a normalisation or a layer -----------------------------------------------
 
@@ -395,10 +416,10 @@ class _Removal:
 
 
 def _common_parent(names: Sequence[str]) -> str:
-    parts = [name.split(".")[:-1] for name in names]
-    same = [step[0] for step in zip(*parts, strict=False) if len(set(step)) == 1]
-    depth = next((i for i, step in enumerate(zip(*parts, strict=False)) if len(set(step)) > 1), 0)
-    return ".".join(same[: depth or len(same)])
+    """The innermost module that holds all of these."""
+    paths = [name.split(".")[:-1] for name in names]
+    same = itertools.takewhile(lambda step: len(set(step)) == 1, zip(*paths, strict=False))
+    return ".".join(step[0] for step in same)
 
 
 def _places(groups: Tensor, chosen: Sequence[int]) -> list[int]:
@@ -435,9 +456,7 @@ def _cut(dense: nn.Module, plans: Collection[_Plan]) -> nn.Module:
             for name, constants in plan.folds.items():
                 _fold(smaller.get_submodule(name), constants)
             for name, pairs in plan.carries.items():
-                weight: Any = smaller.get_submodule(name).weight
-                for column, taker, factor in pairs:
-                    weight[:, taker] += factor * weight[:, column]
+                _carry(smaller.get_submodule(name).weight, pairs)
     apply_edits(smaller, _edits(dense, plans))
     return smaller
 
@@ -449,6 +468,15 @@ def _fold(layer: Any, constants: Mapping[int, float]) -> None:
         layer.weight[:, list(constants)].flatten(1).view(len(layer.weight), len(constants), -1)
     )
     layer.bias += columns.sum(2) @ columns.new_tensor(list(constants.values()))
+
+
+def _carry(weight: Any, pairs: Sequence[tuple[int, int, float]]) -> None:
+    if not pairs:
+        return
+    columns, takers, factors = zip(*pairs, strict=True)
+    shape = (1, -1) + (1,) * (weight.dim() - 2)
+    scaled = weight[:, list(columns)] * weight.new_tensor(factors).view(shape)
+    weight.index_add_(1, torch.tensor(takers), scaled)
 
 
 def _edits(dense: nn.Module, plans: Collection[_Plan]) -> dict[str, LayerEdit]:
@@ -467,7 +495,8 @@ def _edits(dense: nn.Module, plans: Collection[_Plan]) -> dict[str, LayerEdit]:
     for name, columns_gone in gone.items():
         stay = _without(range(_inputs(dense, name)), tuple(columns_gone))
         edits[name] = replace(edits[name], inputs=stay)
-    return dict(edits)
+    # What is hollow needs no other cut, and what was cut for it finds nothing left.
+    return {name: LayerEdit(hollow=True) if e.hollow else e for name, e in edits.items()}
 
 
 def _inputs(dense: nn.Module, name: str) -> int:

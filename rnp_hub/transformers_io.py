@@ -372,8 +372,14 @@ def _version() -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Neither its log nor its progress bars; what matters is returned or raised."""
+    """Neither its log nor its progress bars; what matters is returned or raised.
+
+    Its switch for bars turns those of huggingface_hub too, which may have been off already.
+    """
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
+
     logging = _transformers().utils.logging
+    hidden = are_progress_bars_disabled()
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
@@ -383,3 +389,5 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+        if hidden:
+            disable_progress_bars()

@@ -130,7 +130,7 @@ def _none(files: Sequence[str], shown: str) -> str:
 def _shards(index: Path, files: Collection[str], shown: str) -> tuple[str, ...]:
     try:
         named = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"{shown} is no index of weight files ({reason(error)}); get it again"
         ) from error

@@ -15,6 +15,7 @@ from PIL import Image
 import rnp_hub
 from tests.models import (
     ATTACK,
+    CONFIG,
     DATA,
     ROOT,
     SANITIZE,
@@ -23,6 +24,8 @@ from tests.models import (
     environment,
     invoke,
     listing,
+    trained_network,
+    write_folder,
 )
 
 COMMANDS = ("sanitize", "evaluate", "export", "push", "predict")
@@ -197,3 +200,13 @@ def _without_clocks(report: dict[str, Any]) -> dict[str, Any]:
 
 def test_modules_come_from_this_tree() -> None:
     assert Path(rnp_hub.__file__).is_relative_to(ROOT)
+
+
+def test_what_a_repository_says_gives_a_terminal_no_orders(tmp_path: Path) -> None:
+    """Its labels stand in the message; colours, titles and new lines of theirs do not."""
+    labels = [f"\x1b[31m{n}\x1b]0;title\x07\n\x9b2J\u202e" for n in range(10)]
+    model = write_folder(tmp_path / "m", trained_network(None), CONFIG | {"label_names": labels})
+    done = invoke("evaluate", model, *DATA)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "it has [31m0 ]0;title 2J , [31m1 " in done.stderr
+    assert done.stderr.rstrip("\n").isprintable()

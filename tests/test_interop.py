@@ -90,6 +90,24 @@ def test_a_timm_folder_in_transformers(stated: Mapping[str, Any], tmp_path: Path
     assert torch.allclose(ask(by_timm, pixels), expected, atol=1e-6)
 
 
+def test_what_the_original_said_of_its_own_files_goes(tmp_path: Path) -> None:
+    """Other files, cut labels and code of the repository it came from are not those of ours."""
+    of_their_files = {
+        "hf_hub_filename": "other.bin", "custom_load": "hf", "label_offset": 1, "url": "http://x/y",
+    }  # fmt: skip
+    stated = {**of_their_files, "classifier": "fc"}
+    foreign = config(pretrained_cfg=stated, auto_map={"AutoConfig": "evil/repo--code.C"})
+    written = rewritten(write_folder(tmp_path / "source", network(), foreign), tmp_path / "out")
+
+    stored = json.loads((written / "config.json").read_text())
+    assert "auto_map" not in stored
+    assert not of_their_files.keys() & stored["pretrained_cfg"].keys()
+    assert stored["pretrained_cfg"]["std"] == STATES["std"]
+    pixels = torch.randn(2, 3, 48, 48)
+    by_timm = timm.create_model(f"local-dir:{written}", pretrained=True).eval()
+    assert torch.equal(ask(by_timm, pixels), ask(network(), pixels))
+
+
 def test_what_transformers_saved_of_timm(tmp_path: Path) -> None:
     """`model_type: timm_wrapper` and `model_args: null` are timm's network all the same."""
     source = write_folder(tmp_path / "source", network(), config(model_args=None))

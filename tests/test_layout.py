@@ -12,6 +12,7 @@ from rnp_hub.cli.app import app
 ROOT = Path(__file__).parents[1]
 ORDER = [
     "errors",
+    "text",
     "progress",
     "preprocess",
     "weights",

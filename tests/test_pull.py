@@ -92,6 +92,52 @@ def test_licence_and_labels(plain_model: Path, tmp_path: Path) -> None:
     assert locate(str(copy)).licence == "bsd-3-clause"
 
 
+BOMB = """a: &a [mit, mit]
+b: &b [*a, *a]
+c: &c [*b, *b]
+"""
+
+
+@pytest.mark.parametrize(
+    ("metadata", "licence"),
+    [
+        ("license: [mit, null, {a: b}]", "mit"),
+        ("license: other\nlicense_name: my-terms", "my-terms"),
+        ("license: other", "other"),
+        ("license: bsd-3-clause\nmodel-index: 3\nself: 1", "bsd-3-clause"),
+        ("license: [", "cc0-1.0"),
+        ("\tlicense: mit", "cc0-1.0"),
+        ("license: " + "[" * 3000, "cc0-1.0"),
+        ("- license", "cc0-1.0"),
+        ("license: !!python/object/apply:os.getcwd []", "cc0-1.0"),
+        (f"{BOMB}license: *c", None),
+    ],
+)
+def test_a_card_with_mistakes_is_no_failure(
+    metadata: str, licence: str | None, plain_model: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(plain_model, tmp_path / "copy"))
+    stated = CONFIG | {"pretrained_cfg": {**CONFIG["pretrained_cfg"], "license": "cc0-1.0"}}
+    (copy / "config.json").write_text(json.dumps(stated))
+    (copy / "README.md").write_text(f"---\n{metadata}\n---\n")
+    assert locate(str(copy)).licence == licence
+
+
+@pytest.mark.parametrize("text", ['{"label_names": ["\\ud800"]}', '{"a": ' + "[" * 100_000])
+def test_a_config_that_cannot_be_written_again(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"config\.json is no JSON \(.*\); get it again"):
+        locate(str(tmp_path))
+
+
+def test_descriptions_of_labels_may_be_anything(plain_model: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(plain_model, tmp_path / "copy"))
+    for described, expected in ({"0": 5}, {"0": "5"}), ({}, {}):
+        config = CONFIG | {"label_descriptions": described}
+        (copy / "config.json").write_text(json.dumps(config))
+        assert pull(str(copy)).target.descriptions == expected
+
+
 def test_model_args_may_be_null_and_model_type_goes(tmp_path: Path) -> None:
     network = timm.create_model("test_resnet", num_classes=10)
     config = CONFIG | {"architecture": "test_resnet", "model_args": None, "model_type": "resnet"}

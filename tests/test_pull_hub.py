@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from rnp_hub.errors import ModelError
-from rnp_hub.pull import name_of
+from rnp_hub.pull import Located, name_of
 from rnp_hub.repository import Address, Repository, address_of
+from rnp_hub.weights import WeightFiles
 from tests.hub.client import Content, Hub
 from tests.models import CONFIG, ROOT, write_folder
 from tests.transformers_models import FAMILIES
@@ -82,6 +83,10 @@ def fingerprint(module: nn.Module) -> float:
         ("../up/model", None),
         ("org/model/../../x", None),
         ("org/model@../../x", None),
+        ("org/model@%2E%2E%2Fx", None),
+        ("org/model@..%2Fx", None),
+        ("https://huggingface.co/org/model/tree/main/../../x", None),
+        ("https://huggingface.co/org/model/tree/..%2F..%2Fx", None),
     ],
 )
 def test_names(spec: str, address: tuple[str, str, str | None] | None) -> None:
@@ -104,6 +109,15 @@ def test_names(spec: str, address: tuple[str, str, str | None] | None) -> None:
 )
 def test_the_name_of_a_folder_to_write(spec: str, name: str) -> None:
     assert name_of(spec) == name
+
+
+def test_an_address_is_named_by_its_repository_and_folder() -> None:
+    """So that the command on a card finds the folder again."""
+    place = Repository("org/model/slim", "org/model", "0" * 40, "slim", {}, None)
+    weights = WeightFiles("model.safetensors", "safetensors", ())
+    page = "https://huggingface.co/org/model/tree/main/slim"
+    assert Located(page, place, {}, None, weights).name == "org/model/slim"
+    assert Located("here", replace(place, repo_id=None), {}, None, weights).name == "here"
 
 
 def fingerprints(specs: list[list[str | None]]) -> list[Any]:

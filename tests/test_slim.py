@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rnp_hub.edits import ChannelScatter, LayerEdit, apply_edits, edits_from_json
+from rnp_hub.edits import ChannelScatter, LayerEdit, apply_edits, edits_from_json, edits_to_json
 from rnp_hub.errors import ModelError, NoGateSitesError
 from rnp_hub.hooks import silence
 from rnp_hub.sites import gate_sites
@@ -113,12 +113,33 @@ def test_a_residual_stream_is_scattered() -> None:
     assert result.module.first.bn2.norm.num_features == 5
 
 
-def test_a_layer_silenced_whole_keeps_one_zero() -> None:
+def test_a_layer_silenced_whole_keeps_one_zero_for_its_reader() -> None:
     result = slimmed(chain(nn.ReLU(), [-1.0] * 6), {"norm": tuple(range(6))})
     count = result.layers["norm"]
     assert (count.delete, count.kept) == (5, 1)
-    residual = slimmed(randomised(SmallResNet()), {"first.bn2": tuple(range(8))})
-    assert (residual.layers["first.bn2"].scatter, residual.layers["first.bn2"].kept) == (7, 1)
+
+
+def test_a_branch_that_ends_in_silence_disappears() -> None:
+    module = randomised(SmallResNet())
+    result = slimmed(module, {"first.bn2": tuple(range(8)), "first.bn1": (1, 2)})
+    assert (result.layers["first.bn2"].scatter, result.layers["first.bn2"].kept) == (8, 0)
+    assert parameters(result.module.first) == 0
+    assert parameters(result.module) == parameters(module) - parameters(module.first)
+    again = SmallResNet().double().eval()
+    apply_edits(again, edits_from_json(edits_to_json(result.edits)))
+    again.load_state_dict(result.module.state_dict())
+    assert relative_difference(result.module, again, torch.randn(2, 3, 16, 16).double()) == 0
+
+
+def test_a_head_that_is_the_last_takes_its_attention_along() -> None:
+    args = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 3}
+    module = randomised(timm.create_model("vit_tiny_patch16_224", num_classes=4, **args)).double()
+    example = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    sites = {site.name: site for site in gate_sites(module, example)}
+    found = three_ways(module, example, {sites["blocks.1.attn.proj"]: (0, 1, 2)})
+    assert found.slim_difference <= 1e-9
+    assert found.removed == 3
+    assert parameters(found.slim.module.blocks[1].attn) == 0
 
 
 def test_what_cannot_be_traced_is_scattered() -> None:
@@ -263,7 +284,7 @@ def random_network_is_exact(seed: int) -> None:
     assert found.slim_difference <= 1e-9, f"RandomNetwork({seed})"
     assert found.slim.refused == (), f"RandomNetwork({seed})"
     whole = sum(len(gone) == site.filters for site, gone in chosen.items())
-    assert found.removed == found.silenced - whole, f"RandomNetwork({seed})"
+    assert found.removed >= found.silenced - whole, f"RandomNetwork({seed})"
 
 
 @given(seed=st.integers(0, 2**32 - 1))
@@ -307,6 +328,7 @@ def test_channel_scatter_fills_the_gaps() -> None:
         ("head", LayerEdit(sizes={"in_features": 3}), "set `head.in_features` to 3"),
         ("heads", LayerEdit(sizes={"num_heads": 4}), "set `heads.num_heads` to 4"),
         ("heads", LayerEdit(sizes={"num_heads": 1}, bias=True), "set sizes and cut"),
+        ("head", LayerEdit(hollow=True, bias=True), "hollow it out and cut it"),
         ("grouped", LayerEdit(inputs=(0, 1)), "which is a grouped convolution"),
         ("first.bn7", LayerEdit(outputs=(0,)), "does not exist"),
         ("first", LayerEdit(outputs=(0,)), "a Block cannot be cut"),

@@ -16,6 +16,8 @@ import onnxruntime
 import pytest
 import timm
 import torch
+import transformers
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_sample_image
@@ -30,6 +32,7 @@ from rnp_hub.export import write_model
 from rnp_hub.network import Normalise
 from rnp_hub.preprocess import Preprocess
 from rnp_hub.pull import PulledModel, pull
+from rnp_hub.remote import quiet_client
 from rnp_hub.slim import relative_difference, slim
 from tests.models import DATA, SANITIZE, invoke
 from tests.transformers_models import FAMILIES, LABELS
@@ -257,6 +260,15 @@ def altered(
     return folder
 
 
+def test_bars_that_were_off_stay_off(folders: Callable[[str], Path]) -> None:
+    """A push reads networks while it keeps the client of the Hub quiet."""
+    enable_progress_bars()
+    with quiet_client():
+        pull(str(folders("vit")))
+        assert are_progress_bars_disabled()
+    assert not are_progress_bars_disabled()
+
+
 # --- other forms of weights -------------------------------------------------------------------
 
 
@@ -390,6 +402,7 @@ def test_sanitize_and_give_back(tmp_path: Path) -> None:
     }
     assert report["before"]["clean_accuracy"]["value"] > 0.8
     assert report["slim"]["removed"] > 0
+    assert report["environment"]["transformers"] == transformers.__version__
 
     pixels = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     dense = AutoModelForImageClassification.from_pretrained(out)
