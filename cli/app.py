@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rnp_hub.cli.bench import bench
 from rnp_hub.cli.errors import OneSentenceGroup
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+
+
+app.add_typer(bench, name="bench")
 
 
 class Recipe(StrEnum):

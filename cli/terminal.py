@@ -20,6 +20,7 @@ from rnp_hub.progress import Progress
 from rnp_hub.text import one_line
 
 if TYPE_CHECKING:
+    from rnp_hub.bench.slimming import SlimRow
     from rnp_hub.onnx_io import Prediction
     from rnp_hub.plan import Plan
     from rnp_hub.push import Pushed, PushPlan
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
 def say(sentence: str) -> None:
     """A note that is no result."""
     print(f"Note: {one_line(sentence)}", file=sys.stderr)
+
+
+def note(line: str) -> None:
+    """What is known so far of something long."""
+    print(line, file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -118,6 +124,16 @@ def print_export(file: Path, record: OnnxRecord, *, as_json: bool) -> None:
         f"{record.max_rel_diff:.0e}, names the same label on {record.top1_agreement:.2%} of the "
         f"pictures, {record.latency_ms:.2f} ms a picture, sha256 {record.sha256}"
     )
+
+
+def print_slim_rows(rows: Sequence[SlimRow], *, as_json: bool) -> None:
+    """What `bench slim` measured: a table of Markdown."""
+    from rnp_hub.bench.slimming import table
+
+    if as_json:
+        _print_json([asdict(row) for row in rows])
+    else:
+        print(table(rows), end="")
 
 
 def print_pushed(pushed: Pushed, *, as_json: bool) -> None:

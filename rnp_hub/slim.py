@@ -89,6 +89,7 @@ def slim(
     example: Tensor,
     *,
     output: str | int | None = None,
+    ways: Collection[str] = WAYS,
 ) -> Slimmed:
     """Remove the silenced filters of a network whose weights are 0 there.
 
@@ -97,6 +98,7 @@ def slim(
         silenced: by site name, indices of filters.
         example: (n, C, H, W), what the module takes, n ≥ 2; the proof uses it besides noise.
         output: which element of the module's output is the logits; see `Classifier`.
+        ways: those of `WAYS` that may be taken; what needs another stays as zeros.
 
     Raises:
         ModelError: a name is no site of this network.
@@ -105,8 +107,12 @@ def slim(
     dtype = next(module.parameters()).dtype
     dense = on_cpu(module).double()
     example = example[:EXAMPLES].detach().cpu().double().contiguous()
-    ways = _ways(dense, {name: tuple(gone) for name, gone in silenced.items() if gone}, example)
-    plans, smaller, difference = _exact(dense, ways, _Proof(dense, example, output))
+    asked = {name: tuple(gone) for name, gone in silenced.items() if gone}
+    choice = {
+        site: [plan for plan in plans if plan.ways <= set(ways)]
+        for site, plans in _ways(dense, asked, example).items()
+    }
+    plans, smaller, difference = _exact(dense, choice, _Proof(dense, example, output))
     layers = {site: LayerCount(len(gone), kept=len(gone)) for site, gone in silenced.items()}
     layers.update({site: plan.count for site, plan in plans.items()})
     return Slimmed(
@@ -114,7 +120,7 @@ def slim(
         edits=_edits(dense, plans.values()),
         layers=layers,
         max_rel_diff=difference,
-        refused=tuple(site for site in ways if site not in plans),
+        refused=tuple(site for site in choice if choice[site] and site not in plans),
     )
 
 
@@ -228,6 +234,11 @@ class _Plan:
     columns: Mapping[str, Sequence[int]] = field(default_factory=dict)
     folds: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     carries: Mapping[str, Sequence[tuple[int, int, float]]] = field(default_factory=dict)
+
+    @property
+    def ways(self) -> set[str]:
+        """Those of `WAYS` that it takes."""
+        return {way for way in WAYS if getattr(self.count, way)}
 
 
 def _ways(

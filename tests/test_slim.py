@@ -358,3 +358,24 @@ def test_edits_of_the_first_version_are_still_read() -> None:
     own = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
     assert names == {f"first.bn2.norm.{name}" for name in own} | {"first.bn2.scatter.constants"}
     assert module.state_dict()["first.bn2.scatter.constants"].shape == (6,)
+
+
+def test_only_the_ways_that_are_asked_for() -> None:
+    network = randomised(SmallResNet()).double()
+    silenced = some_of_every_site(network, 0.4)
+    silence_by_name(network, silenced)
+    example = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    every, scattered, none = (
+        slim(network, silenced, example, ways=ways)
+        for ways in (("delete", "fold", "carry", "scatter"), ("scatter",), ())
+    )
+    sizes = [
+        sum(each.numel() for each in found.module.parameters())
+        for found in (every, scattered, none)
+    ]
+    assert sizes[0] < sizes[1] < sizes[2] == sum(each.numel() for each in network.parameters())
+    for count in scattered.layers.values():
+        assert (count.scatter, count.removed) == (count.silenced, count.silenced)
+    assert all(count.kept == count.silenced for count in none.layers.values())
+    assert none.refused == (), "nothing was tried, so nothing failed"
+    assert scattered.max_rel_diff <= MAX_REL_DIFF
