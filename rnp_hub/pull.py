@@ -73,7 +73,7 @@ class Located:
     @property
     def weight_bytes(self) -> int:
         """Size of the weights."""
-        return sum(self.repository.files[name] for name in self.weights.shards)
+        return sum(self.repository.files[name] or 0 for name in self.weights.shards)
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,18 @@ def _located(repository: Repository) -> Located:
         raise ModelError(
             f"HF_HUB_OFFLINE is set and the cache holds no weights of {shown}; run once without it"
         ) from error
+    _refuse_elsewhere(config, files, shown)
     return Located(shown, repository, config, _licence(config, _card(repository)), files, processor)
+
+
+def _refuse_elsewhere(config: Mapping[str, Any], files: WeightFiles, shown: str) -> None:
+    """timm would take another file for the weights than the one that is looked at here."""
+    stated = (config.get("pretrained_cfg") or config).get("hf_hub_filename")
+    if stated is not None and stated != files.name:
+        raise ModelError(
+            f"{CONFIG} of {shown} sends timm to {stated!r} for the weights (hf_hub_filename), past "
+            f"{files.name}; what others load would not be what was looked at, ask its author why"
+        )
 
 
 def _no_config(repository: Repository) -> str:

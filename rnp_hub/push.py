@@ -183,7 +183,9 @@ def plan_push(files: Mapping[str, Print], there: Destination, config: PushConfig
     weights = [
         path
         for path in there.of_a_person()
-        if is_loadable(path) and path not in files and PurePosixPath(path).parent in folders
+        if is_loadable(path)
+        and PurePosixPath(path).parent in folders
+        and (path in upload or path not in files)
     ]
     readme = README in upload and README in there.files and not there.is_ours(README)
     pull_request = config.create_pr
@@ -205,7 +207,7 @@ def plan_push(files: Mapping[str, Print], there: Destination, config: PushConfig
         pull_request=pull_request,
         upload=upload,
         unchanged=tuple(path for path in files if path not in upload),
-        delete=tuple(sorted({*stale, *weights})),
+        delete=tuple(sorted({*stale, *weights} - files.keys())),
         replace=tuple(path for path in there.of_a_person() if path in upload),
     )
 
@@ -217,8 +219,9 @@ def _in_the_way(there: Destination, paths: list[str]) -> str:
             "another in a pull request"
         )
     return (
-        f"{there.repo_id} holds {', '.join(paths)}, which a loader could take instead of the "
-        "sanitized weights; delete it there, or --force to propose that in a pull request"
+        f"{there.repo_id} holds {', '.join(paths)}, weights that a person put there and that would "
+        "be lost, or loaded instead of the sanitized ones; push to a repository of its own, or "
+        "--force to propose it in a pull request"
     )
 
 

@@ -52,7 +52,8 @@ class Repository:
         shown: how messages name it.
         repo_id, sha: on the Hub; `None` for a folder.
         folder: within the repository; `None` for its root.
-        files: sizes in bytes of the files directly within, by name, as the Hub states them.
+        files: sizes in bytes of the files directly within, by name; `None` where the Hub (or a
+            mirror of it) does not state them.
         root: the folder they lie in; `None` where they must be fetched.
         offline: only what was fetched before can be read.
         below: paths of files in folders below, where the Hub lists them.
@@ -62,7 +63,7 @@ class Repository:
     repo_id: str | None
     sha: str | None
     folder: str | None
-    files: Mapping[str, int]
+    files: Mapping[str, int | None]
     root: Path | None
     offline: bool = False
     below: tuple[str, ...] = ()
@@ -75,7 +76,7 @@ class Repository:
         """
         path = self.root / name if self.root is not None else self._fetched(name)
         size = path.stat().st_size
-        if size != self.files[name]:
+        if self.files[name] not in (None, size):
             raise ModelError(
                 f"{name} of {self.shown} has {size} bytes where the Hub says {self.files[name]}; "
                 f"the copy is damaged, delete {path} and try again"
@@ -90,10 +91,10 @@ class Repository:
         """
         if name not in self.files:
             return None
-        if self.files[name] > MAX_TEXT_BYTES:
+        size = self.files[name] or 0
+        if size > MAX_TEXT_BYTES:
             raise ModelError(
-                f"{name} of {self.shown} is {self.files[name] / 2**20:.0f} MiB large, which is no "
-                "configuration"
+                f"{name} of {self.shown} is {size / 2**20:.0f} MiB large, which is no configuration"
             )
         return self.path(name).read_bytes()
 
@@ -240,7 +241,7 @@ def open_on_hub(address: Address) -> Repository:
     remember(repo_id, revision or "main", info.sha)
     prefix = f"{address.folder}/" if address.folder else ""
     sizes = {
-        file.rfilename.removeprefix(prefix): file.size or 0
+        file.rfilename.removeprefix(prefix): file.size
         for file in info.siblings
         if file.rfilename.startswith(prefix)
     }

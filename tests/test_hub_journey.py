@@ -83,7 +83,7 @@ def sanitize_and_push(hub: Hub, work: Path, model: str, *words: str) -> dict[str
         env=hub.env(hub.token, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1"),
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=540,
     )
     assert done.returncode == 0, done.stderr
     pushed: dict[str, Any] = json.loads(hub.read(target, "rnp_report.json"))
@@ -173,6 +173,7 @@ def test_every_kind_goes_there_and_back(
     rows[name] = row_of(kind.title, report, agree(hub, published(model), ways))
 
 
+@pytest.mark.timeout(600)
 def test_a_backdoored_network_of_cifar10(tmp_path: Path) -> None:
     """Someone else's network and the real pictures, under the names they have on the Hub."""
     zoo, pictures = shared("zoo/badnets-r18"), shared("datasets/uoft-cs/cifar10/plain_text")

@@ -138,6 +138,15 @@ def test_descriptions_of_labels_may_be_anything(plain_model: Path, tmp_path: Pat
         assert pull(str(copy)).target.descriptions == expected
 
 
+def test_a_config_that_sends_timm_to_another_file(plain_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(plain_model, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"]["hf_hub_filename"] = "other.bin"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"sends timm to 'other\.bin' .*past model\.safetensors"):
+        pull(str(folder))
+
+
 def test_model_args_may_be_null_and_model_type_goes(tmp_path: Path) -> None:
     network = timm.create_model("test_resnet", num_classes=10)
     config = CONFIG | {"architecture": "test_resnet", "model_args": None, "model_type": "resnet"}

@@ -208,8 +208,8 @@ def test_weights_that_a_loader_could_take_are_refused(
 
     is_refused(
         rnp("push", shipped, repo),
-        f"{repo} holds onnx/model_int8.onnx, pytorch_model.bin, which a loader could take instead "
-        "of the sanitized weights; delete it there, or --force",
+        f"{repo} holds onnx/model_int8.onnx, pytorch_model.bin, weights that a person put there "
+        "and that would be lost, or loaded instead of the sanitized ones; push to a repository of",
     )
     assert hub.head(repo) == head
     done = rnp("push", shipped, repo, "--force", "--json")
@@ -217,6 +217,22 @@ def test_weights_that_a_loader_could_take_are_refused(
     assert done.json["deleted"] == ["onnx/model_int8.onnx", "pytorch_model.bin"]
     assert [*on_hub(hub, repo, "refs/pr/1")] == sorted([*hashes(shipped), "train/opt.pt"])
     assert hub.head(repo) == head
+
+
+def test_a_persons_weights_of_the_same_name_are_not_replaced(
+    hub: Hub, rnp: Worker, shipped: Path, repo: str
+) -> None:
+    """As they stand where somebody pushes back to the repository that the model came from."""
+    hub.create_repo(repo)
+    head = hub.add_files(repo, {"model.safetensors": b"\0theirs", "config.json": b"{}"})
+
+    is_refused(rnp("push", shipped, repo), f"{repo} holds model.safetensors, weights that a person")
+    assert hub.head(repo) == head
+    done = rnp("push", shipped, repo, "--force", "--json")
+    assert done.code == 0, done.stderr
+    assert done.json["deleted"] == []
+    assert on_hub(hub, repo, "refs/pr/1") == hashes(shipped)
+    assert hub.read(repo, "model.safetensors") == b"\0theirs"
 
 
 @pytest.mark.parametrize(

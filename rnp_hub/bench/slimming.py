@@ -129,6 +129,7 @@ def _network(model: str, seed: int) -> tuple[Any, Any]:
                 parameter.normal_(0, 0.1, generator=draw)
         for norm in module.modules():
             if isinstance(norm, _BatchNorm) and norm.running_mean is not None:
+                assert norm.running_var is not None
                 norm.running_mean.normal_(0, 0.3, generator=draw)
                 norm.running_var.uniform_(0.5, 2, generator=draw)
     return module, torch.randn(2, 3, *_size(module), generator=draw)
