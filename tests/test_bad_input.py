@@ -144,18 +144,6 @@ def test_a_model_at_chance(model: Path) -> None:
     assert "which is near chance (10.0%)" in refused(model.parent, *sanitize(model))
 
 
-def test_a_network_without_batchnorm(model: Path) -> None:
-    import timm
-
-    args = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
-    network = timm.create_model("vit_tiny_patch16_224", num_classes=10, **args)
-    config = CONFIG | {"architecture": "vit_tiny_patch16_224", "model_args": args}
-    (model / "config.json").write_text(json.dumps(config))
-    save_file(network.state_dict(), model / "model.safetensors")
-    # It knows no digit, and that is not what it shall be refused for.
-    assert "BatchNorm" in refused(model.parent, *sanitize(model))
-
-
 # --- data -------------------------------------------------------------------------------------
 
 

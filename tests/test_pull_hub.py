@@ -273,7 +273,7 @@ WITHOUT_TOKEN = {
     "in with `hf auth login`",
     "me/hidden": "the Hub has no model 'me/hidden' that you may read; check the name, or log in "
     "with `hf auth login`",
-    "me/gated": "me/gated is gated; ask for access at {hub}/me/gated and log in with "
+    "me/fenced": "me/fenced is gated; ask for access at {hub}/me/fenced and log in with "
     "`hf auth login`",
     "a--b/c": "a--b/c is no Hub id (",
     "org/plain@v9": "org/plain has no revision 'v9'; look it up there",
@@ -302,8 +302,8 @@ WITHOUT_TOKEN = {
 }
 
 WITH_TOKEN = {
-    ("me/gated", "stranger"): "me/gated is gated and your token has no access to it; ask for "
-    "access at {hub}/me/gated",
+    ("me/fenced", "stranger"): "me/fenced is gated and your token has no access to it; ask for "
+    "access at {hub}/me/fenced",
     ("me/hidden", "stranger"): "the Hub has no model 'me/hidden' that you may read; check the name",
     ("org/empty", "nobody"): "the Hub does not know your token (",
 }
@@ -320,8 +320,8 @@ def refusing(hub: Hub) -> Hub:
     hub.create_repo("org/diffusers")
     hub.add_files("org/diffusers", {"model_index.json": "{}"})
     hub.create_repo("me/hidden", private=True)
-    hub.create_repo("me/gated", gated="manual")
-    hub.add_files("me/gated", {"config.json": json.dumps(TINY), "model.safetensors": b"x"})
+    hub.create_repo("me/fenced", gated="manual")
+    hub.add_files("me/fenced", {"config.json": json.dumps(TINY), "model.safetensors": b"x"})
     hub.add_user("stranger")
     return hub
 
