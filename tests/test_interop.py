@@ -93,7 +93,7 @@ def test_a_timm_folder_in_transformers(stated: Mapping[str, Any], tmp_path: Path
 def test_what_the_original_said_of_its_own_files_goes(tmp_path: Path) -> None:
     """Other files, cut labels and code of the repository it came from are not those of ours."""
     of_their_files = {
-        "hf_hub_filename": "other.bin", "custom_load": "hf", "label_offset": 1, "url": "http://x/y",
+        "hf_hub_filename": "model.safetensors", "custom_load": "hf", "label_offset": 1, "url": "http://x/y",
     }  # fmt: skip
     stated = {**of_their_files, "classifier": "fc"}
     foreign = config(pretrained_cfg=stated, auto_map={"AutoConfig": "evil/repo--code.C"})
