@@ -12,8 +12,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+import typer
 
 from rnp_hub import onnx_export
+from rnp_hub.cli.errors import OneSentenceGroup
 from rnp_hub.errors import OutputError
 from rnp_hub.output import new_file, new_folder
 from tests.models import SANITIZE, Run, environment, invoke, listing
@@ -160,3 +162,26 @@ def test_ctrl_c_in_the_middle(plain_model: Path, tmp_path: Path) -> None:
     assert process.returncode == 130, stderr
     assert (stdout, stderr) == ("", "Stopped; nothing was written.\n")
     assert listing(tmp_path) == []
+
+
+def test_ctrl_c_that_becomes_another_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """As where it cuts an import short: what C code makes of that is an ImportError."""
+    app = typer.Typer(cls=OneSentenceGroup)
+
+    @app.callback()
+    def root() -> None: ...
+
+    @app.command()
+    def load() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed") from None
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as ended:
+        app(["load"])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "Stopped; nothing was written.\n"
+    assert signal.getsignal(signal.SIGINT) is before
