@@ -15,7 +15,7 @@ demo: setup
 	$(BIN)/rnp-hub sanitize demo --data digits --out demo-out --force
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .
