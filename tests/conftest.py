@@ -13,4 +13,4 @@ __all__ = ["cifar_model", "cifar_run", "hub", "plain_model", "plain_run", "rnp",
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     """A test, and whatever fixture it is the first to ask for, draws the same in any order."""
-    torch.manual_seed(0)
+    torch.manual_seed(1)  # patterns of triggers are drawn from 0
