@@ -21,7 +21,7 @@ from rnp_hub.report import FileRecord
 from rnp_hub.weights import WEIGHTS, sha256
 
 MAX_FILE_REL_DIFF = 1e-5
-"""The same between two networks in torch whose tensors are equal."""
+"""Largest |Δ logit| / |logit| between two networks in torch whose tensors are equal."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _read_back(read: nn.Module, module: nn.Module, probe: Tensor) -> float:
     The tensors must be the same to the bit; the logits only to the rounding of float32, since
     the memory a tensor happens to lie in decides how its convolution is summed.
     """
-    difference = _difference(_logits(module, probe), _logits(read, probe))
+    difference = max_rel_diff(_logits(module, probe), _logits(read, probe))
     if not _same_tensors(module, read) or not difference <= MAX_FILE_REL_DIFF:
         raise ProofError(
             f"{WEIGHTS} read back gives another network (logits differ by {difference:.1e}) than "
@@ -175,7 +175,7 @@ def _logits(module: nn.Module, inputs: Tensor) -> Tensor:
     return torch.cat([logits_of(module(part)) for part in inputs.split(128)])
 
 
-def _difference(expected: Tensor, found: Tensor) -> float:
+def max_rel_diff(expected: Tensor, found: Tensor) -> float:
     """max |Δ logit| / max |logit|."""
     largest = float(expected.abs().max()) or 1.0
     return float((found - expected).abs().max()) / largest

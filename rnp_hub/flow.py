@@ -62,6 +62,16 @@ SAME = {
 }
 """Operations that hand on what they got (dropout in evaluation mode)."""
 
+APART = {
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.chunk.default,
+    aten.unbind.int,
+}
+"""Moves that take an output apart: a query from its key, a value from its gate."""
+
 MOVES = {
     aten.view.default,
     aten.reshape.default,
@@ -75,12 +85,7 @@ MOVES = {
     aten.squeeze.dims,
     aten.flatten.using_ints,
     aten.unflatten.int,
-    aten.slice.Tensor,
-    aten.select.int,
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    aten.chunk.default,
-    aten.unbind.int,
+    *APART,
     aten.expand.default,
     aten.expand_as.default,
     aten.roll.default,
@@ -111,16 +116,6 @@ STATISTICS = {
     aten.var.correction,
 }
 """Operations that take sums over channels or pixels; a silent filter still has its part in them."""
-
-APART = {
-    aten.slice.Tensor,
-    aten.select.int,
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    aten.chunk.default,
-    aten.unbind.int,
-}
-"""Moves that take an output apart: a query from its key, a value from its gate."""
 
 ALONE = {*POINTWISE, *SAME, *MOVES, *BINARY, *STATISTICS} - APART
 

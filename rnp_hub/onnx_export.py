@@ -256,11 +256,9 @@ def _other_sizes(probe: Tensor) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def logits(
-    module: nn.Module, inputs: Tensor, output: str | int | None = None
-) -> NDArray[np.float32]:
+def logits(module: nn.Module, inputs: Tensor) -> NDArray[np.float32]:
     """What the network in memory says: (n, classes)."""
-    found: NDArray[np.float32] = logits_of(module(inputs), output).numpy()
+    found: NDArray[np.float32] = logits_of(module(inputs)).numpy()
     return found
 
 

@@ -22,14 +22,11 @@ from rnp_hub.onnx_export import compared, logits, silence, write_onnx
 from rnp_hub.onnx_io import INPUT
 from rnp_hub.onnx_preprocess import check_expressible, prepend
 from rnp_hub.preprocess import Preprocess
-from rnp_hub.report import OnnxRecord
+from rnp_hub.report import OnnxRecord, onnx_file
 
 Precision = Literal["fp32", "fp16", "int8"]
 
 CALIBRATION_BATCH = 32
-
-Agreement = Callable[[Path], float]
-"""Share of pictures of which a file names the label that the network in memory names."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ class VariantConfig:
     @property
     def file(self) -> str:
         """Named as transformers.js looks for it."""
-        return "model.onnx" if self.name == "fp32" else f"model_{self.name}.onnx"
+        return onnx_file(self.name)
 
 
 def write_variant(
@@ -108,8 +105,11 @@ def write_variant(
         check_expressible(target.preprocess)
     if config.precision == "int8" and calibration is None:
         raise ConfigError("--int8 takes its ranges from clean pictures; give --data")
-    record = write_onnx(file, module, target, normalise(pictures), notes=notes)
-    inputs, expected = [normalise(pictures).numpy()], [logits(module, normalise(pictures))]
+    probe = normalise(pictures)
+    record = write_onnx(file, module, target, probe, notes=notes)
+    if config.name == "fp32":
+        return record
+    inputs, expected = [probe.numpy()], [logits(module, probe)]
     limits = (record.exporter, math.inf, config.min_agreement)
     try:
         if config.precision == "fp16":
@@ -121,12 +121,10 @@ def write_variant(
             prepend(file, target.preprocess)
             raw, entered = _raw(pictures, target.preprocess)
             inputs, expected = [raw], [logits(module, normalise(entered))]
-        if config != VariantConfig():
-            record = compared(file, inputs, expected, *limits)
+        return compared(file, inputs, expected, *limits)
     except BaseException:
         file.unlink(missing_ok=True)
         raise
-    return record
 
 
 def _raw(pictures: Tensor, preprocess: Preprocess) -> tuple[NDArray[np.uint8], Tensor]:

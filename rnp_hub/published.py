@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rnp_hub.export import MAX_FILE_REL_DIFF
+from rnp_hub.export import MAX_FILE_REL_DIFF, max_rel_diff
 from rnp_hub.network import logits_of
 from rnp_hub.onnx_export import MAX_REL_DIFF as MAX_ONNX_REL_DIFF
 from rnp_hub.onnx_io import Runner
@@ -95,9 +95,8 @@ def compare(folder: Path, reference: Reference) -> dict[str, Agreement]:
 def _agreement(expected: Tensor, found: Tensor) -> Agreement:
     if expected.shape != found.shape:
         return Agreement(float("inf"), 0.0)
-    largest = float(expected.abs().max()) or 1.0
     same = (expected.argmax(1) == found.argmax(1)).float().mean()
-    return Agreement(float((expected - found).abs().max()) / largest, float(same))
+    return Agreement(max_rel_diff(expected, found), float(same))
 
 
 def first_wrong(found: Mapping[str, Agreement]) -> str | None:

@@ -6,9 +6,9 @@ was edited since is theirs. Where one stands in the way, `force` makes the push 
 which they may merge.
 
 Files that an earlier push left and this folder no longer has are deleted in the same commit. Files
-of other people stay, but for one kind: weights that a loader could take instead of the sanitized
-ones (a `pytorch_model.bin` beside our safetensors). Those are refused, or deleted in a pull
-request where `force` or `create_pr` asks for one.
+of other people stay, but for one kind: weights that ours would replace (their `model.safetensors`)
+or that a loader could take instead (a `pytorch_model.bin` beside it). Those are refused, or
+replaced and deleted in a pull request where `force` or `create_pr` asks for one.
 
 The commit is atomic: the branch's head is the old commit or the whole new one (see `change`).
 """

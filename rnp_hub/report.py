@@ -208,6 +208,11 @@ class OnnxRecord:
     exporter: str = "dynamo"
 
 
+def onnx_file(name: str) -> str:
+    """What the ONNX file of that name in the report is called, in the folder `onnx`."""
+    return "model.onnx" if name == "fp32" else f"model_{name}.onnx"
+
+
 @_strict
 @dataclass(frozen=True)
 class ExportRecord:

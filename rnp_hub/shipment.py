@@ -9,7 +9,7 @@ from pathlib import Path
 from rnp_hub.destination import MANIFEST, README, Manifest, Print, is_loadable
 from rnp_hub.errors import PushError, reason
 from rnp_hub.hub_cards import render
-from rnp_hub.report import FILE, RunReport
+from rnp_hub.report import FILE, RunReport, onnx_file
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,7 @@ def _named_card(folder: Path, report: RunReport, repo_id: str) -> dict[str, byte
 def stated_hashes(report: RunReport) -> dict[str, str]:
     """SHA-256 of each weight file that a report speaks of, by path."""
     export = report.export
-    variants = {
-        f"onnx/model{'' if name == 'fp32' else f'_{name}'}.onnx": record.sha256
-        for name, record in export.onnx.items()
-    }
+    variants = {f"onnx/{onnx_file(name)}": each.sha256 for name, each in export.onnx.items()}
     return {
         "model.safetensors": export.safetensors.sha256,
         "slim/model.safetensors": export.slim.sha256,

@@ -69,6 +69,13 @@ class Family:
         return folder
 
 
+EFFICIENT = {
+    "image_size": 32,
+    "width_coefficient": 0.25,
+    "depth_coefficient": 0.2,
+    "hidden_dim": 320,
+}
+
 FAMILIES = {
     "resnet": Family(
         "resnet",
@@ -201,12 +208,7 @@ FAMILIES = {
     "efficientnet": Family(
         "efficientnet",
         "EfficientNetForImageClassification",
-        {
-            "image_size": 32,
-            "width_coefficient": 0.25,
-            "depth_coefficient": 0.2,
-            "hidden_dim": 320,
-        },
+        EFFICIENT,
         {
             "image_processor_type": "EfficientNetImageProcessor",
             "size": {"height": 32, "width": 32},
@@ -222,12 +224,7 @@ FAMILIES = {
     "efficientnet-offset": Family(
         "efficientnet",
         "EfficientNetForImageClassification",
-        {
-            "image_size": 32,
-            "width_coefficient": 0.25,
-            "depth_coefficient": 0.2,
-            "hidden_dim": 320,
-        },
+        EFFICIENT,
         {
             "image_processor_type": "EfficientNetImageProcessor",
             "size": {"height": 36, "width": 45},
