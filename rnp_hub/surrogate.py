@@ -1,0 +1,481 @@
+"""Surrogate triggers: what would send any picture to one label, reconstructed from clean pictures.
+
+A backdoor is a short way to its target label that exists for no other. For every label the shortest
+way of each kind is sought within a fixed budget, on one half of the slice, and measured on the
+other half: at the target label the surrogate works far better than at any other (Wang et al. 2019,
+*Neural Cleanse*, whose outlier is a norm; here the budget is fixed and the margin is the outlier,
+which needs no search for a multiplier and is measured for surrogates that fail too).
+
+Kinds, each with the budget it is held to, fixed before any network of docs/evidence.md was seen:
+
+- `patch`: a mask and a pattern, as Neural Cleanse has them; 2.5 % of the picture.
+- `additive`: any pattern added to the picture; 8 grey levels root mean square.
+- `wave`: few spatial frequencies, as of SIG; 30 grey levels. It begins at the best of a bank of
+  waves that are tried on all labels at once.
+- `warp`: a smooth displacement, as of WaNet; 0.6 of 32 pixels.
+- `colour`: a linear filter of 3 × 3 pixels and all channels, as of a photo app; 12 grey levels.
+
+A surrogate also fires where there is no backdoor, since networks have universal perturbations:
+its ASR is never called *the* ASR.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rnp_hub.compute import seeded
+from rnp_hub.evaluate import Rate
+from rnp_hub.network import Classifier, ImageSet, evaluation_mode
+from rnp_hub.progress import Progress, quiet
+
+
+@dataclass(frozen=True)
+class SurrogateConfig:
+    """How to reconstruct triggers.
+
+    Attributes:
+        kinds: some of `KINDS`.
+        steps: updates of one surrogate.
+        batch_size: pictures per update.
+        labels: labels looked at, at most: the suspects and as many others, to compare with.
+        seed: of the halves, the batches and the starting points.
+    """
+
+    kinds: tuple[str, ...] = ("patch", "additive", "wave", "warp", "colour")
+    steps: int = 60
+    batch_size: int = 32
+    labels: int = 10
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """One reconstructed trigger.
+
+    Attributes:
+        kind: one of `KINDS`.
+        label: where it sends pictures.
+        trigger: lays it on pictures (n, C, H, W), float, in [0, 255].
+        norm: its size, in the unit of its kind: share of the picture, grey levels, pixels.
+        margin: mean over held-out pictures of logit of `label` minus the best other logit.
+        asr: share of held-out pictures of other labels that it sends to `label`.
+    """
+
+    kind: str
+    label: int
+    trigger: Trigger
+    norm: float
+    margin: float
+    asr: Rate
+
+
+@dataclass(frozen=True)
+class Halves:
+    """The slice, divided: one half to reconstruct on, the other to measure on."""
+
+    fit: ImageSet
+    score: ImageSet
+
+    @staticmethod
+    def of(clean: ImageSet, seed: int) -> Halves:
+        order = torch.randperm(len(clean), generator=seeded(seed))
+        middle = len(clean) // 2
+        return Halves(clean[order[:middle]], clean[order[middle:]])
+
+
+def without(part: ImageSet, label: int) -> ImageSet:
+    """The pictures of other labels, on which alone an attack can succeed."""
+    return part[part.labels != label]
+
+
+def reconstruct(
+    classifier: Classifier,
+    halves: Halves,
+    labels: Sequence[int],
+    config: SurrogateConfig | None = None,
+    progress: Progress = quiet,
+) -> dict[str, dict[int, Surrogate]]:
+    """The best surrogate of each kind for each label.
+
+    Args:
+        classifier: the network; left as it was.
+        halves: of the clean slice, uint8 (n, C, H, W).
+        labels: which labels to look at.
+        config: see `SurrogateConfig`.
+        progress: told the share done.
+
+    Returns:
+        By kind, then by label.
+    """
+    config = config or SurrogateConfig()
+    classifier = frozen(classifier)
+    starts = _waves(classifier, halves.fit, labels) if "wave" in config.kinds else {}
+    found: dict[str, dict[int, Surrogate]] = {kind: {} for kind in config.kinds}
+    for place, kind in enumerate(config.kinds):
+        for number, label in enumerate(labels):
+            pictures = without(halves.fit, label).images
+            if not len(pictures) or not len(without(halves.score, label)):
+                continue
+            trigger = KINDS[kind](tuple(pictures.shape[1:]), seeded(config.seed))
+            if isinstance(trigger, Wave):
+                trigger.start(*starts[label])
+            _fit(classifier, trigger, pictures, label, config)
+            found[kind][label] = measured(classifier, kind, trigger, halves.score, label)
+            done = (place + (number + 1) / len(labels)) / len(config.kinds)
+            progress("surrogates", done, {"label": label})
+    return found
+
+
+def frozen(classifier: Classifier) -> Classifier:
+    """A copy in evaluation mode whose weights take no gradient."""
+    twin = classifier.copy()
+    twin.module.eval().requires_grad_(False)
+    return twin
+
+
+def measured(
+    classifier: Classifier, kind: str, trigger: Trigger, held_out: ImageSet, label: int
+) -> Surrogate:
+    """A trigger as it does on pictures that it was not made on, stored as pictures are."""
+    laid = trigger.stamp(without(held_out, label).images)
+    logits = logits_of_all(classifier, laid)
+    hits = int((logits.argmax(1) == label).sum())
+    return Surrogate(
+        kind,
+        label,
+        trigger,
+        trigger.norm(),
+        float(margins(logits, label).mean()),
+        Rate.of(hits, len(logits)),
+    )
+
+
+def again(classifier: Classifier, surrogate: Surrogate, held_out: ImageSet) -> Surrogate:
+    """The same trigger, measured on another network."""
+    return measured(classifier, surrogate.kind, surrogate.trigger, held_out, surrogate.label)
+
+
+@torch.no_grad()
+def logits_of_all(classifier: Classifier, images: Tensor) -> Tensor:
+    """(n, classes), in evaluation mode, on the CPU."""
+    with evaluation_mode(classifier.module):
+        parts = images.split(classifier.compute.batch_size)
+        return torch.cat([classifier.logits(part).cpu() for part in parts])
+
+
+def margins(logits: Tensor, label: int) -> Tensor:
+    """(n,): the logit of `label` minus the best of the others."""
+    others = logits.clone()
+    others[:, label] = float("-inf")
+    return logits[:, label] - others.amax(1)
+
+
+# --- fitting ----------------------------------------------------------------------------------
+
+HOLD = 0.7
+"""Share of the updates after which the budget has shrunk to what it shall be."""
+
+
+def _fit(
+    classifier: Classifier, trigger: Trigger, images: Tensor, label: int, config: SurrogateConfig
+) -> None:
+    """Adam on the trigger alone, its budget wide at first and shrinking."""
+    generator = seeded(config.seed + 1)
+    device = classifier.compute.device
+    trigger.to(device)
+    groups = [
+        {"params": [weight], "lr": rate}
+        for weight, rate in zip(trigger.weights, trigger.rates, strict=True)
+    ]
+    optimiser = torch.optim.Adam(groups, betas=(0.8, 0.95))
+    trigger.project(trigger.wide)
+    for step in range(config.steps):
+        done = step / config.steps
+        for group, rate in zip(optimiser.param_groups, trigger.rates, strict=True):
+            group["lr"] = rate * (1 - 0.9 * max(0.0, (done - HOLD) / (1 - HOLD)))
+        index = torch.randint(0, len(images), (config.batch_size,), generator=generator)
+        logits = classifier.logits(trigger(images[index].to(device).float()))
+        loss = F.softplus(-margins(logits, label)).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        trigger.project(trigger.wide ** max(0.0, 1 - done / HOLD))
+    trigger.project(1.0)
+
+
+class Trigger:
+    """A trigger that can be learned.
+
+    Attributes:
+        weights: what is learned.
+        rates: the step size of each.
+        wide: by how much the budget is larger at the beginning.
+    """
+
+    rates: tuple[float, ...]
+    wide = 1.0
+
+    def __init__(self, *weights: Tensor) -> None:
+        self.weights = [weight.requires_grad_(True) for weight in weights]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Float pictures (n, C, H, W) in [0, 255] to such that carry it, with gradients."""
+        raise NotImplementedError
+
+    def project(self, factor: float) -> None:
+        """Back into `factor` times the budget."""
+        raise NotImplementedError
+
+    def norm(self) -> float:
+        """Its size, in the unit of its kind."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def stamp(self, images: Tensor) -> Tensor:
+        """uint8 pictures to uint8 pictures that carry it."""
+        device = self.weights[0].device
+        laid = [self(part.to(device).float()).cpu() for part in images.split(256)]
+        return torch.cat(laid).round().clamp(0, 255).to(torch.uint8)
+
+    def to(self, device: str) -> None:
+        for weight in self.weights:
+            weight.data = weight.data.to(device)
+
+
+class Patch(Trigger):
+    """A mask in [0, 1] and a pattern that shows where it is not 0."""
+
+    BUDGET = 0.025
+    rates = (0.12, 60.0)
+    wide = 4.0
+
+    def __init__(self, shape: Sequence[int], generator: torch.Generator) -> None:
+        height, width = shape[1:]
+        mask = torch.full((1, 1, height, width), self.BUDGET * self.wide)
+        super().__init__(mask, 127.5 + 30 * torch.randn(1, *shape, generator=generator))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        mask, pattern = self.weights
+        return images * (1 - mask) + pattern * mask
+
+    @torch.no_grad()
+    def project(self, factor: float) -> None:
+        mask, pattern = self.weights
+        pattern.clamp_(0, 255)
+        mask.copy_(_into_l1_ball(mask, factor * self.BUDGET * mask.numel()))
+
+    def norm(self) -> float:
+        return float(self.weights[0].detach().mean())
+
+
+class Additive(Trigger):
+    """A pattern added to every picture."""
+
+    BUDGET = 8.0
+    rates = (4.5,)
+
+    def __init__(self, shape: Sequence[int], generator: torch.Generator) -> None:
+        super().__init__(torch.randn(1, *shape, generator=generator))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return (images + self.weights[0]).clamp(0, 255)
+
+    @torch.no_grad()
+    def project(self, factor: float) -> None:
+        self.weights[0].mul_(min(1.0, factor * self.BUDGET / max(self.norm(), 1e-9)))
+
+    def norm(self) -> float:
+        return float(self.weights[0].detach().square().mean().sqrt())
+
+
+class Wave(Trigger):
+    """Few spatial frequencies, the same in all channels."""
+
+    BUDGET = 30.0
+    rates = (1.2,)
+
+    def __init__(self, shape: Sequence[int], generator: torch.Generator) -> None:  # noqa: ARG002
+        self.height, self.width = shape[1:]
+        # Real and imaginary part; one coefficient of size r is a wave of r grey levels rms.
+        super().__init__(torch.zeros(2, self.height, self.width // 2 + 1))
+
+    def start(self, cycles: tuple[int, int], phase: float) -> None:
+        """Begin with one wave, a little below the budget: `cycles` down and across."""
+        down, across = cycles
+        size = 0.8 * self.BUDGET
+        with torch.no_grad():
+            self.weights[0][:, down % self.height, across] = torch.tensor(
+                [size * math.cos(phase), size * math.sin(phase)]
+            )
+
+    def pattern(self) -> Tensor:
+        """(H, W)."""
+        real, imaginary = self.weights[0]
+        coefficients = torch.complex(real, imaginary)
+        size = (self.height, self.width)
+        return torch.fft.irfft2(coefficients, s=size, norm="forward") / math.sqrt(2)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return (images + self.pattern()).clamp(0, 255)
+
+    @torch.no_grad()
+    def project(self, factor: float) -> None:
+        sizes = self.weights[0].square().sum(0).sqrt()
+        held = _into_l1_ball(sizes, factor * self.BUDGET, top=math.inf)
+        self.weights[0].mul_(held / sizes.clamp(min=1e-9))
+
+    @torch.no_grad()
+    def norm(self) -> float:
+        return float(self.pattern().square().mean().sqrt())
+
+
+class Warp(Trigger):
+    """A smooth displacement of pixels."""
+
+    BUDGET, POINTS = 0.6, 5
+    rates = (0.3,)
+
+    def __init__(self, shape: Sequence[int], generator: torch.Generator) -> None:
+        self.height, self.width = shape[1:]
+        self.budget = self.BUDGET * max(shape[1:]) / 32
+        field = torch.randn(1, 2, self.POINTS, self.POINTS, generator=generator)
+        super().__init__(0.05 * field)
+
+    def field(self) -> Tensor:
+        """(1, 2, H, W), pixels across and down."""
+        size = (self.height, self.width)
+        return F.interpolate(self.weights[0], size=size, mode="bicubic", align_corners=True)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        device = images.device
+        rows, columns = torch.meshgrid(
+            torch.linspace(-1, 1, self.height, device=device),
+            torch.linspace(-1, 1, self.width, device=device),
+            indexing="ij",
+        )
+        scale = torch.tensor([2 / max(self.width - 1, 1), 2 / max(self.height - 1, 1)])
+        moved = self.field().permute(0, 2, 3, 1) * scale.to(device)
+        grid = torch.stack((columns, rows), 2)[None] + moved
+        spread = grid.expand(len(images), -1, -1, -1)
+        return F.grid_sample(images, spread, padding_mode="border", align_corners=True)
+
+    @torch.no_grad()
+    def project(self, factor: float) -> None:
+        self.weights[0].mul_(min(1.0, factor * self.budget / max(self.norm(), 1e-9)))
+
+    def norm(self) -> float:
+        return float(self.field().detach().square().sum(1).mean().sqrt())
+
+
+class Colour(Trigger):
+    """A linear filter over 3 × 3 pixels and all channels."""
+
+    BUDGET = 12.0
+    rates = (0.03, 3.0)
+
+    def __init__(self, shape: Sequence[int], generator: torch.Generator) -> None:
+        channels = shape[0]
+        self.change = 0.0
+        super().__init__(
+            0.002 * torch.randn(channels, channels, 3, 3, generator=generator),
+            torch.zeros(1, channels, 1, 1),
+        )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        weight, shift = self.weights
+        padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
+        laid = (images + F.conv2d(padded, weight) + shift).clamp(0, 255)
+        self.change = float((laid - images).detach().square().mean().sqrt())
+        return laid
+
+    @torch.no_grad()
+    def project(self, factor: float) -> None:
+        for weight in self.weights:
+            weight.mul_(min(1.0, factor * self.BUDGET / max(self.change, 1e-9)))
+
+    def norm(self) -> float:
+        """Of the pictures it was last laid on."""
+        return self.change
+
+
+KINDS: Mapping[str, Any] = {
+    "patch": Patch,
+    "additive": Additive,
+    "wave": Wave,
+    "warp": Warp,
+    "colour": Colour,
+}
+"""Kinds of surrogates by name."""
+
+
+def _into_l1_ball(values: Tensor, radius: float, top: float = 1.0) -> Tensor:
+    """The nearest numbers in [0, top] whose sum is at most `radius` (Duchi et al. 2008)."""
+    if float(values.clamp(0, top).sum()) <= radius:
+        return values.clamp(0, top)
+    low, high = 0.0, float(values.max())
+    for _ in range(40):
+        middle = (low + high) / 2
+        if float((values - middle).clamp(0, top).sum()) > radius:
+            low = middle
+        else:
+            high = middle
+    return (values - high).clamp(0, top)
+
+
+# --- a bank of waves --------------------------------------------------------------------------
+
+CYCLES = 16
+"""Highest frequency of the bank, in cycles per picture."""
+BANK_PICTURES = 16
+
+
+def _waves(
+    classifier: Classifier, part: ImageSet, labels: Iterable[int]
+) -> dict[int, tuple[tuple[int, int], float]]:
+    """For each label the wave of the bank with the largest margin: (cycles down, across), phase.
+
+    Every wave is laid on the same few pictures, whose logits answer for all labels at once.
+    """
+    some = part[slice(0, BANK_PICTURES)]
+    best: dict[int, tuple[float, tuple[tuple[int, int], float]]] = {}
+    for cycles, phase in _bank(tuple(some.images.shape[1:])):
+        wave = Wave(some.images.shape[1:], seeded(0))
+        wave.start(cycles, phase)
+        logits = logits_of_all(classifier, wave.stamp(some.images))
+        for label in labels:
+            others = some.labels != label
+            margin = float(margins(logits[others], label).mean()) if others.any() else 0.0
+            if label not in best or margin > best[label][0]:
+                best[label] = (margin, (cycles, phase))
+    return {label: start for label, (_, start) in best.items()}
+
+
+def _bank(shape: Sequence[int]) -> Iterable[tuple[tuple[int, int], float]]:
+    """Waves along both axes and both diagonals, at four phases."""
+    highest = min(CYCLES, shape[1] // 2 - 1, shape[2] // 2 - 1)
+    for cycles in range(1, highest + 1):
+        for direction in ((0, cycles), (cycles, 0), (cycles, cycles), (-cycles, cycles)):
+            for quarter in range(4):
+                yield direction, quarter * math.pi / 2
+
+
+# --- one label that stands out ----------------------------------------------------------------
+
+
+def scaled_margins(found: Mapping[int, Surrogate], unit: float) -> dict[int, float]:
+    """Margins in units of the margin that the network has on clean pictures."""
+    return {label: each.margin / max(unit, 1e-9) for label, each in found.items()}
+
+
+def on(
+    classifier: Classifier, surrogates: Iterable[Surrogate], held_out: ImageSet
+) -> list[Surrogate]:
+    """Several triggers, measured on another network."""
+    return [again(classifier, each, held_out) for each in surrogates]
