@@ -224,6 +224,7 @@ def _located(repository: Repository) -> Located:
         raise ModelError(
             f"HF_HUB_OFFLINE is set and the cache holds no weights of {shown}; run once without it"
         ) from error
+    weights.check_size(sum(repository.files[name] or 0 for name in files.shards), shown)
     _refuse_elsewhere(config, files, shown)
     return Located(shown, repository, config, _licence(config, _card(repository)), files, processor)
 

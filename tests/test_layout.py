@@ -13,8 +13,10 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     "errors",
     "text",
+    "static",
     "progress",
     "preprocess",
+    "limits",
     "weights",
     "repository",
     "labels",
@@ -56,6 +58,8 @@ ORDER = [
     "push",
     "pipeline",
     "plan",
+    "gate",
+    "trust",
     "bench",
     "cli",
 ]
