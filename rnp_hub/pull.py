@@ -187,20 +187,29 @@ def locate(spec: str, revision: str | None = None) -> Located:
     Raises:
         ModelError: it is not there, or its `config.json` is missing or no JSON.
     """
+    repository = find(spec, revision)
+    shown = re.sub(r"^hf[-_]hub:", "", spec) if repository.repo_id else spec
+    return replace(_located(repository), spec=shown)
+
+
+def find(spec: str, revision: str | None = None) -> Repository:
+    """The files of a model, whatever they are; on the Hub, of the commit that is meant.
+
+    Raises:
+        ModelError: there is no such folder or repository.
+    """
     if is_embedded(spec):
         with resources.as_file(resources.files("rnp_hub.demo")) as folder:
-            return replace(_located(open_folder(folder)), spec=DEMO)
+            return open_folder(folder)
     path = folder_of(spec)
     if path is not None:
-        return _located(open_folder(path))
+        return open_folder(path)
     address = address_of(spec)
     if address is None:
         raise ModelError(
             f"there is no model folder at {spec}, and it is no Hub id (org/name); give one of them"
         )
-    if revision is not None:
-        address = replace(address, revision=revision)
-    return replace(_located(open_on_hub(address)), spec=re.sub(r"^hf[-_]hub:", "", spec))
+    return open_on_hub(address if revision is None else replace(address, revision=revision))
 
 
 def _located(repository: Repository) -> Located:

@@ -190,9 +190,10 @@ def test_within_an_archive_nothing_is_hidden_by_a_second_reading(tmp_path: Path)
     with_comment = bytearray(good + b"abc")
     with_comment[len(good) - 2 : len(good)] = (3).to_bytes(2, "little")
     twice = io.BytesIO()
-    with zipfile.ZipFile(twice, "w") as archive, pytest.warns(UserWarning, match="Duplicate"):
+    with zipfile.ZipFile(twice, "w") as archive:
         archive.writestr("a/data.pkl", b"1")
-        archive.writestr("a/data.pkl", b"2")
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("a/data.pkl", b"2")
     lines = told(
         tmp_path,
         {"a.pt": bytes(with_comment), "b.pt": twice.getvalue(), "c.pt": b"PK\x03\x04" + good},
@@ -379,7 +380,7 @@ def nested(model: onnx.ModelProto) -> None:
         (nested, "needs the operator `org.evil.Evil`, which is code of somebody's library"),
         (lambda m: m.graph.initializer[0].dims.append(10**12), "a shape that its bytes do not"),
         (lambda m: external(m, location="w.data", offset="0", length="16"), None),
-        (lambda m: None, None),
+        (lambda _: None, None),
     ],
 )
 def test_onnx(change: Any, message: str | None, tmp_path: Path) -> None:

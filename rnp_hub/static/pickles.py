@@ -62,7 +62,7 @@ def check_pickle(stream: IO[bytes], name: str, suffix: str) -> list[Finding]:
 
 
 def _rebuilds(module: str, name: str) -> bool:
-    """Whether it is what torch puts its tensors together with, which picklescan does not all know."""
+    """Whether it is what torch puts tensors together with; picklescan does not know all of it."""
     return module == "torch._utils" and name.startswith("_rebuild_") and "." not in name
 
 
@@ -85,8 +85,7 @@ def _opcodes(stream: IO[bytes]) -> Iterator[object]:
     with contextlib.suppress(Exception):  # pickletools raises whatever the bytes made it trip over
         while stream.read(1):
             stream.seek(-1, io.SEEK_CUR)
-            for opcode in pickletools.genops(stream):
-                yield opcode  # noqa: UP028
+            yield from pickletools.genops(stream)
 
 
 def _told(error: Exception) -> str:
