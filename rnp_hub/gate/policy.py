@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rnp_hub.errors import ConfigError, reason
 from rnp_hub.text import one_line
@@ -20,9 +19,7 @@ MAX_BYTES = 2**16
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-@with_config(ConfigDict(extra="forbid", strict=True))
-@dataclass(frozen=True)
-class Policy:
+class Policy(BaseModel):
     """What a model must be; `None` asks nothing. Shares are in [0, 1].
 
     Attributes:
@@ -37,6 +34,8 @@ class Policy:
         require_report: the repository's own report must agree with what is measured here.
         allowed_licences: ids as the Hub has them, in small letters.
     """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     max_surrogate_asr: Share | None = None
     max_asr: Share | dict[str, Share] | None = None
@@ -75,17 +74,16 @@ class Policy:
         if isinstance(content.get("allowed_licences"), list):
             content["allowed_licences"] = tuple(content["allowed_licences"])
         try:
-            return _ADAPTER.validate_python(content)
+            return Policy.model_validate(content)
         except ValidationError as error:
             raise ConfigError(_wrong(error, shown)) from error
 
     def stated(self) -> dict[str, Any]:
         """What it asks, for a record."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        return {key: value for key, value in self.model_dump().items() if value is not None}
 
 
-KEYS = tuple(field.name for field in fields(Policy))
-_ADAPTER = TypeAdapter(Policy)
+KEYS = tuple(Policy.model_fields)
 
 
 def _content(file: Path) -> bytes:

@@ -107,7 +107,8 @@ def verify(folder: Path, key: Path) -> Verified:
     except RnpHubError as error:
         return Verified(str(folder), False, one_line(str(error)).partition(";")[0])
     except Exception as error:  # a changed signature breaks the library in as many ways as JSON has
-        return Verified(str(folder), False, _told(folder, error))
+        changed = _not_gated(folder, gated) or _told(folder, error)
+        return Verified(str(folder), False, changed)
     wrong = _not_gated(folder, gated) or _rewritten(folder / SIGNATURE)
     if wrong is not None:
         return Verified(str(folder), False, wrong)
