@@ -63,6 +63,7 @@ def gate(
     bom: Annotated[
         Path | None, typer.Option(help="Write a bill of materials there, CycloneDX 1.6.")
     ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the JSON of --json there.")] = None,
     reference: Annotated[
         str | None, typer.Option(help="File that names the model, for SARIF; the policy's if not.")
     ] = None,
@@ -83,6 +84,9 @@ def gate(
     force: Annotated[bool, typer.Option(help="Replace a folder that an earlier run made.")] = False,
     public: Public = False,
     create_pr: CreatePr = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say which commits would be looked at, and stop.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Hold a model against a policy: exit code 0 it passes, 1 it does not, 2 the tool failed.
@@ -90,7 +94,7 @@ def gate(
     Example: rnp-hub gate org/model --data cifar10 --policy rnp-hub.toml --sarif rnp-hub.sarif
     """
     from rnp_hub.cli import terminal
-    from rnp_hub.gate import GateJob, Outputs
+    from rnp_hub.gate import GateJob, Outputs, plan
     from rnp_hub.gate import gate as hold
     from rnp_hub.pipeline import SanitizeJob
 
@@ -102,14 +106,17 @@ def gate(
         sanitize=SanitizeJob(job, out, recipe.value, max_ca_drop, force=force, flip=flip),
         heal=sanitize,
         policy=policy,
-        outputs=Outputs(sarif, summary, junit, annotations, attest, bom),
+        outputs=Outputs(sarif, summary, junit, annotations, attest, bom, report),
         reference=reference,
         push=make_push_job(push_to, public=public, create_pr=create_pr, force=False),
     )
+    if dry_run:
+        terminal.print_plan(plan(asked), as_json=json)
+        return
     with terminal.progress_bars() as progress:
-        report = hold(asked, progress, terminal.say)
-    terminal.print_gate(report, as_json=json)
-    if not report.passed:
+        found = hold(asked, progress, terminal.say)
+    terminal.print_gate(found, as_json=json)
+    if not found.passed:
         raise typer.Exit(VIOLATED)
 
 

@@ -21,7 +21,7 @@ from rnp_hub.text import one_line
 
 if TYPE_CHECKING:
     from rnp_hub.bench.slimming import SlimRow
-    from rnp_hub.gate import GateReport
+    from rnp_hub.gate import GatePlan, GateReport
     from rnp_hub.onnx_io import Prediction
     from rnp_hub.plan import Plan
     from rnp_hub.push import Pushed, PushPlan
@@ -227,7 +227,7 @@ def print_predictions(found: Sequence[Prediction], *, as_json: bool) -> None:
     _print_table(("picture", "label", "score"), rows)
 
 
-def print_plan(plan: Plan, *, as_json: bool) -> None:
+def print_plan(plan: Plan | GatePlan, *, as_json: bool) -> None:
     """What `--dry-run` found."""
     if as_json:
         _print_json(asdict(plan))

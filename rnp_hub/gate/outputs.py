@@ -26,6 +26,7 @@ class Outputs:
         annotations: for a workflow's log, commands of GitHub Actions.
         attest: an in-toto statement on the judged files.
         bom: a bill of materials, CycloneDX 1.6.
+        report: the whole report, JSON.
     """
 
     sarif: Path | None = None
@@ -34,6 +35,7 @@ class Outputs:
     annotations: Path | None = None
     attest: Path | None = None
     bom: Path | None = None
+    report: Path | None = None
 
     def check(self) -> None:
         """Find out before minutes of work whether a file could not be written.
@@ -59,6 +61,7 @@ class Outputs:
             (self.summary, summary),
             (self.junit, junit),
             (self.annotations, as_commands),
+            (self.report, GateReport.to_json),
         ):
             if file is not None:
                 _write(file, render(report))

@@ -20,8 +20,10 @@ from rnp_hub.hub_cards import write_card
 from rnp_hub.method import Stopwatch
 from rnp_hub.pipeline import Job, PushJob, SanitizeJob, sanitize_model, scan_model
 from rnp_hub.progress import Progress, quiet
+from rnp_hub.pull import find
 from rnp_hub.report import RunReport, ScanReport
 from rnp_hub.repository import CARD, CONFIG
+from rnp_hub.sources import open_source
 from rnp_hub.static import Inspection, inspect
 from rnp_hub.static.finding import OPENING
 from rnp_hub.transformers_io import PROCESSOR
@@ -58,6 +60,40 @@ class GateJob:
     @property
     def job(self) -> Job:
         return self.sanitize.job
+
+
+@dataclass(frozen=True)
+class GatePlan:
+    """What a gate would look at.
+
+    Attributes:
+        model, data: as they were asked for.
+        model_sha, data_sha: commits on the Hub; `None` for what lies on this machine.
+        policy: what it asks.
+    """
+
+    model: str
+    model_sha: str | None
+    data: str
+    data_sha: str | None
+    policy: dict[str, object]
+
+
+def plan(asked: GateJob) -> GatePlan:
+    """Read the policy and find the model and the data, fetching neither.
+
+    Raises:
+        RnpHubError: as for `gate`.
+    """
+    policy, data = Policy.read(asked.policy), asked.job.data
+    found = find(asked.job.model, asked.job.revision)
+    source = open_source(
+        data.spec,
+        config=data.config,
+        image_column=data.image_column,
+        label_column=data.label_column,
+    )
+    return GatePlan(asked.job.model, found.sha, data.spec, source.sha, policy.stated())
 
 
 @dataclass(frozen=True)
