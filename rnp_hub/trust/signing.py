@@ -76,9 +76,9 @@ def sign(folder: Path, key: Path) -> Signed:
     wrong = _not_gated(folder, gated)
     if wrong is not None:
         raise TrustError(f"{folder} is not what passed the gate: {wrong}; {statement.HOW}")
-    config = signing.Config().use_elliptic_key_signer(private_key=_key(key))
-    config.set_hashing_config(_hashing(gated))
     with _wrong_key(key):
+        config = signing.Config().use_elliptic_key_signer(private_key=_key(key))
+        config.set_hashing_config(_hashing(gated))
         config.sign(folder, folder / SIGNATURE)
     return Signed(str(folder), len(gated.files) + 1, str(folder / SIGNATURE))
 
@@ -226,7 +226,7 @@ def _key(file: Path) -> Path:
 def _wrong_key(file: Path) -> Iterator[None]:
     try:
         yield
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise TrustError(
             f"{file} is no key that can be used here ({one_line(reason(error))}); give one on the "
             "curve P-256, P-384 or P-521, as PEM without a password"

@@ -19,6 +19,7 @@ words=(
   --annotations="$work/annotations.txt"
 )
 [[ -z $INPUT_REVISION ]] || words+=(--revision="$INPUT_REVISION")
+[[ -z $INPUT_TRIGGER ]] || words+=(--trigger="$INPUT_TRIGGER" --target="$INPUT_TARGET")
 [[ -z $INPUT_POLICY ]] || words+=(--policy="$INPUT_POLICY")
 if [[ $INPUT_SANITIZE == true ]]; then
   sealed=$work/sanitized
