@@ -58,8 +58,8 @@ ORDER = [
     "push",
     "pipeline",
     "plan",
-    "gate",
     "trust",
+    "gate",
     "bench",
     "cli",
 ]

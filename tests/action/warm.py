@@ -12,10 +12,11 @@ import os
 import socket
 import subprocess
 import sys
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.worker import exit_code
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,26 +92,16 @@ def _in_fork(client: socket.socket) -> int:
 
 
 def _run(order: tuple[list[str], str, dict[str, str]], streams: list[int]) -> int:
-    from rnp_hub.cli import main
-
     words, folder, environment = order
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
     os.chdir(folder)
     os.environ.clear()
     os.environ |= environment
-    sys.argv = ["rnp-hub", *words]
-    try:
-        main()
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(bool(end.code))
-    except BaseException:
-        traceback.print_exc()
-        return 70
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    return 0
+    code = exit_code(words)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
 
 
 if __name__ == "__main__":
