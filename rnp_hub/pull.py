@@ -26,6 +26,7 @@ from rnp_hub.repository import (
     CONFIG,
     Repository,
     address_of,
+    card_metadata,
     folder_of,
     open_folder,
     open_on_hub,
@@ -266,14 +267,7 @@ OBJECTS = ("pretrained_cfg", "model_args", "label_descriptions", "id2label", OWN
 
 def _card(repository: Repository) -> Mapping[str, Any]:
     """The metadata of its card; nothing where there is none, or none that can be read."""
-    from huggingface_hub import metadata_load
-
-    if repository.text(CARD) is None:
-        return {}
-    try:
-        return metadata_load(repository.path(CARD)) or {}
-    except Exception:  # YAML of anybody's: each mistake in it is an error of its own
-        return {}
+    return {} if repository.text(CARD) is None else card_metadata(repository.path(CARD))
 
 
 def _licence(config: Mapping[str, Any], card: Mapping[str, Any]) -> str | None:

@@ -25,6 +25,9 @@ PUBLIC_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 MAX_TEXT_BYTES = 64 * 2**20
 """A configuration that is larger is none."""
 
+MAX_METADATA = 2**18
+"""Letters of a card's metadata; cards of thousands of results have as many."""
+
 _ID = r"[\w.-]+/[\w.-]+"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 """What a commit is called."""
@@ -139,6 +142,25 @@ class Repository:
             raise ModelError(
                 f"{name} of {self.repo_id} cannot be downloaded ({reason(error)}); try again"
             ) from error
+
+
+def card_metadata(card: Path) -> Mapping[str, Any]:
+    """The metadata of a card; nothing where there is none, none that can be read, or far too much.
+
+    YAML takes seconds for each megabyte.
+    """
+    from huggingface_hub import metadata_load
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+    try:
+        text = card.read_text(encoding="utf-8")
+        block = REGEX_YAML_BLOCK.search(text)
+        if block is None or len(block[0]) > MAX_METADATA:
+            return {}
+        found = metadata_load(card)
+    except Exception:  # YAML of anybody's: each mistake in it is an error of its own
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 # --- names ------------------------------------------------------------------------------------

@@ -6,14 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rnp_hub.gate.policy import Policy
-from rnp_hub.gate.result import RuleRecord, Status
+from rnp_hub.gate.result import RuleRecord, Status, label_of
 from rnp_hub.gate.rules import STATIC
 from rnp_hub.hub_cards.licences import Licence
+from rnp_hub.pipeline import CHANCE_MARGIN
 from rnp_hub.report import DataRecord, EvalRecord, ScoresRecord, SourceRecord, VerdictRecord
 from rnp_hub.static import Finding
-
-CHANCE_MARGIN = 0.1
-"""As when sanitizing: a network this share of the way from chance to perfect knows too little."""
 
 NOT_MEASURED = "not measured: the files must not be opened"
 
@@ -123,7 +121,7 @@ def _backdoor(measured: Measured, where: str) -> RuleRecord:
     verdict = measured.verdict
     if not verdict.backdoored:
         return _record("RNP001", True, "none", "none found", where)
-    label = _label(measured.source, verdict.label)
+    label = label_of(measured.source, verdict.label)
     if not measured.sanitized:
         score = "" if verdict.score is None else f", score {verdict.score:.3g}"
         shown = f"one for label {label}{score}{_strongest(measured.now, verdict.label)}"
@@ -164,7 +162,7 @@ def _surrogates(limit: float, measured: Measured, where: str) -> RuleRecord:
     if not rates:
         return _record("RNP003", None, percent(limit), "no trigger was reconstructed", where)
     value, label, kind = max(rates)
-    shown = f"{percent(value)} for label {_label(measured.source, label)} ({kind})"
+    shown = f"{percent(value)} for label {label_of(measured.source, label)} ({kind})"
     return _record("RNP003", value <= limit, f"at most {percent(limit)}", shown, where)
 
 
@@ -263,12 +261,6 @@ def _licence(policy: Policy, case: Case) -> Iterator[RuleRecord]:
 def percent(value: float) -> str:
     """`98.7 %`."""
     return f"{100 * value:.1f} %"
-
-
-def _label(source: SourceRecord, label: int | str | None) -> str:
-    names, number = source.label_names or (), str(label)
-    known = number.isdecimal() and int(number) < len(names)
-    return f"{number} ({names[int(number)]})" if known else number
 
 
 def _pictures(data: DataRecord) -> str:

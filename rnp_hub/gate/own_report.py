@@ -12,13 +12,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import metadata_load
-
 from rnp_hub.errors import RnpHubError
 from rnp_hub.evaluate import Rate
 from rnp_hub.gate.judge import Measured, percent
 from rnp_hub.report import FILE, RateRecord, RunReport
-from rnp_hub.repository import CARD
+from rnp_hub.repository import CARD, card_metadata
 from rnp_hub.shipment import stated_hashes
 from rnp_hub.static.finding import MAX_HEADER
 from rnp_hub.text import one_line
@@ -93,7 +91,7 @@ def _metrics(files: Mapping[str, Path]) -> Iterator[Mapping[str, Any]]:
     if CARD not in files or files[CARD].stat().st_size > MAX_HEADER:
         return
     try:
-        index = (metadata_load(files[CARD]) or {}).get("model-index") or []
+        index = card_metadata(files[CARD]).get("model-index") or []
         for result in (each for model in index for each in model.get("results", ())):
             yield from (metric for metric in result["metrics"] if isinstance(metric, dict))
     except Exception:  # YAML of anybody's; what is no model-index states no figure

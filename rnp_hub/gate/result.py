@@ -134,8 +134,8 @@ class GateReport:
         return hashlib.sha256(json.dumps(stable, sort_keys=True).encode()).hexdigest()
 
 
-def label_name(report: GateReport, label: int | str) -> str:
+def label_of(source: SourceRecord | None, label: int | str | None) -> str:
     """A label as `3 (cat)`, or its number where it has no name."""
-    names, number = (report.source.label_names if report.source else None) or (), str(label)
+    names, number = (source.label_names if source else None) or (), str(label)
     known = number.isdecimal() and int(number) < len(names)
     return f"{number} ({names[int(number)]})" if known else number

@@ -103,7 +103,7 @@ class _Found:
     Attributes:
         judged: the files that would leave: the model's, or those of the sanitized folder.
         seen: what they are like.
-        run: what was measured; `None` where nothing was, for the reason in `why`.
+        run: what was measured; `None` where nothing was.
         report: what is wrong with the model's own report; `None` where it was not held against.
         at_chance: the model was measured to know nothing.
     """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rnp_hub.gate.result import GateReport, RuleRecord, label_name
+from rnp_hub.gate.result import GateReport, RuleRecord, label_of
 from rnp_hub.hub_cards.markdown import code, fenced, plain
 from rnp_hub.report import RateRecord, ScoresRecord, SurrogateRecord
 from rnp_hub.text import one_line
@@ -87,7 +87,7 @@ def _pairs(
         later = after.attack_success_rate.get(name) if after else None
         yield f"attack success rate, {code(name)}", rate, later
     for label, kind, old, new in _surrogates(before, after):
-        shown = plain(label_name(report, label))
+        shown = plain(label_of(report.source, label))
         yield f"surrogate ASR, label {shown}, {plain(kind)}", old, new
 
 
@@ -128,7 +128,7 @@ def _bars(
     for name, rate in before.attack_success_rate.items():
         bars.append((f"ASR {name}", rate, after.attack_success_rate.get(name) if after else None))
     for label, kind, old, new in _surrogates(before, after):
-        bars.append((f"surrogate {label_name(report, label)} {kind}", old, new))
+        bars.append((f"surrogate {label_of(report.source, label)} {kind}", old, new))
     return bars
 
 
