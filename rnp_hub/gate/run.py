@@ -11,7 +11,7 @@ from rnp_hub import push as pushing
 from rnp_hub.errors import AtChanceError, ConfigError
 from rnp_hub.gate import own_report
 from rnp_hub.gate.files import ModelFiles
-from rnp_hub.gate.judge import Case, Measured, judge
+from rnp_hub.gate.judge import NOT_MEASURED, Case, Measured, judge
 from rnp_hub.gate.outputs import Outputs
 from rnp_hub.gate.policy import FILE as POLICY_FILE
 from rnp_hub.gate.policy import Policy
@@ -22,16 +22,18 @@ from rnp_hub.pipeline import Job, PushJob, SanitizeJob, sanitize_model, scan_mod
 from rnp_hub.progress import Progress, quiet
 from rnp_hub.pull import find
 from rnp_hub.report import RunReport, ScanReport
-from rnp_hub.repository import CARD, CONFIG
+from rnp_hub.repository import CARD
 from rnp_hub.sources import open_source
 from rnp_hub.static import Inspection, inspect
 from rnp_hub.static.finding import OPENING
-from rnp_hub.transformers_io import PROCESSOR
 from rnp_hub.trust.signing import SIGNATURE
 from rnp_hub.trust.statement import FILE as STATEMENT
 from rnp_hub.weights import sha256
 
 Say = Callable[[str], None]
+
+WRITTEN_HERE = "not measured again: it was written by this run"
+"""Said of the report in a folder that was just sanitized."""
 
 OWN_FILES = (STATEMENT, SIGNATURE)
 """Files that speak of the others, and so not of themselves."""
@@ -158,8 +160,9 @@ def _unsafe(files: ModelFiles, seen: Inspection) -> bool:
     Pickles are read only where there is no safetensors file beside them.
     """
     tops = [name for name in files.files if "/" not in name]
-    ending = ".safetensors" if any(n.endswith(".safetensors") for n in tops) else (".bin", ".pth")
-    opened = {CONFIG, CARD, PROCESSOR, *(name for name in tops if name.endswith(ending))}
+    pickles = () if any(each.endswith(".safetensors") for each in tops) else (".bin", ".pth")
+    endings = (".json", ".safetensors", *pickles)
+    opened = {CARD, *(each for each in tops if each.endswith(endings))}
     names = (each.file.partition(":")[0] for each in seen.findings if each.rule in OPENING)
     return not opened.isdisjoint(names)
 
@@ -216,7 +219,7 @@ def _healed(asked: GateJob, watch: Stopwatch, progress: Progress, say: Say) -> _
     if asked.push is not None:  # so that what is signed here is what lies there
         write_card(folder, run, asked.push.repo_id)
     files = ModelFiles.of_folder(folder, str(folder))
-    return _Found(files, _look(files), run, report="")
+    return _Found(files, _look(files), run)
 
 
 def _of(run: ScanReport | RunReport) -> Measured:
@@ -239,6 +242,7 @@ def _report(
         pickles=found.seen.pickles,
         report=found.report,
         measured=None if run is None else _of(run),
+        unmeasured=WRITTEN_HERE if found.run else NOT_MEASURED,
         at_chance=found.at_chance,
     )
     rules = judge(policy, case)
