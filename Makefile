@@ -1,6 +1,7 @@
 # One command for people and CI alike.
 VENV ?= .venv
 BIN := $(VENV)/bin
+WORKFLOWS := $(wildcard .github/workflows/*.yml docs/workflows/*.yml)
 
 .PHONY: setup demo test lint bench clean
 
@@ -21,6 +22,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-actions action.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows $(WORKFLOWS)
+	$(BIN)/shellcheck .github/actions/rnp-hub/*.sh .github/lint/*.sh
+	ACTIONLINT_PLACE=$(VENV)/actionlint .github/lint/actionlint.sh $(WORKFLOWS)
 
 bench: setup
 	$(BIN)/python -m rnp_hub.bench.speed

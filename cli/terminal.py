@@ -21,10 +21,12 @@ from rnp_hub.text import one_line
 
 if TYPE_CHECKING:
     from rnp_hub.bench.slimming import SlimRow
+    from rnp_hub.gate import GatePlan, GateReport
     from rnp_hub.onnx_io import Prediction
     from rnp_hub.plan import Plan
     from rnp_hub.push import Pushed, PushPlan
     from rnp_hub.report import OnnxRecord, RateRecord, RunReport, ScanReport, ScoresRecord
+    from rnp_hub.trust.signing import Signed, Verified
 
 
 def say(sentence: str) -> None:
@@ -114,6 +116,40 @@ def print_scan(report: ScanReport, *, as_json: bool) -> None:
     print(answer[report.verdict.backdoored])
 
 
+def print_gate(report: GateReport, *, as_json: bool) -> None:
+    """A line for each rule, those that are violated last, and the answer."""
+    if as_json:
+        print(report.to_json(), end="")
+        return
+    for each in sorted(report.rules, key=lambda each: each.status == "fail"):
+        told = f"limit: {each.limit}; measured: {each.measured}; where: {each.where}"
+        print(f"{each.status.upper()}  {each.id} {each.rule.name:<25}  {one_line(told)}")
+    seconds = sum(s for stage, s in report.timing_s.items() if not stage.startswith("of these"))
+    answer = "passes" if report.passed else "does not pass"
+    print(f"\n{one_line(report.model)} {answer} the gate; {seconds:.0f} s.")
+    if report.sanitized is not None:
+        print(f"Sanitized, it lies in {one_line(report.sanitized.folder)}/")
+    if report.pushed is not None:
+        print(f"Pushed to {report.pushed.url}")
+
+
+def print_signed(signed: Signed, *, as_json: bool) -> None:
+    """What `sign` wrote."""
+    if as_json:
+        _print_json(asdict(signed))
+        return
+    print(f"{signed.files} files of {signed.folder} signed, in {signed.signature}")
+
+
+def print_verified(found: Verified, *, as_json: bool) -> None:
+    """Whether a folder is what passed the gate, in one line."""
+    if as_json:
+        _print_json(asdict(found))
+        return
+    answer = "genuine" if found.genuine else "NOT genuine"
+    print(f"{answer}: {one_line(f'{found.folder}: {found.told}')}")
+
+
 def print_scores(scores: ScoresRecord, *, as_json: bool) -> None:
     """What `evaluate` measured."""
     if as_json:
@@ -191,7 +227,7 @@ def print_predictions(found: Sequence[Prediction], *, as_json: bool) -> None:
     _print_table(("picture", "label", "score"), rows)
 
 
-def print_plan(plan: Plan, *, as_json: bool) -> None:
+def print_plan(plan: Plan | GatePlan, *, as_json: bool) -> None:
     """What `--dry-run` found."""
     if as_json:
         _print_json(asdict(plan))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rnp_hub import cifar, transformers_io
 from rnp_hub.edits import LayerEdit, apply_edits, edits_from_json, edits_to_json
 from rnp_hub.errors import ModelError, reason
+from rnp_hub.limits import MAX_CLASSES, Allowance, check_arguments, within
 
 OWN_KEY = "rnp_hub"
 """Where in a `config.json` stands what neither timm nor transformers knows."""
@@ -85,16 +86,20 @@ class Architecture:
             own["transformers"] = dict(self.args)
         return own
 
-    def build(self) -> nn.Module:
+    def build(self, allowance: Allowance | None = None) -> nn.Module:
         """The module, random weights, in evaluation mode.
 
+        Args:
+            allowance: what it may take; `None` where the recipe is no stranger's.
+
         Raises:
-            ModelError: the library refuses the arguments, or the edits do not fit.
+            ModelError: the library refuses the arguments, the edits do not fit, or the module
+                takes more than it may.
         """
         if self.library == "transformers":
-            module = transformers_io.build(self.args)
+            module = transformers_io.build(self.args, allowance)
         else:
-            module = _create(self.name, self.classes, self.args)
+            module = _create(self.name, self.classes, self.args, allowance)
         if self.stem == cifar.NAME:
             cifar.apply(module, self.classes)
         apply_edits(module, self.edits)
@@ -110,9 +115,10 @@ class Architecture:
         Raises:
             ModelError: as for `build`, or a tensor is missing, left over or of another shape.
         """
+        allowance = Allowance.of(weights)
         if self.library == "transformers" and not self.edits:
-            return transformers_io.fill(self.args, weights, shown)
-        module = self.build().float()
+            return transformers_io.fill(self.args, weights, shown, allowance)
+        module = self.build(allowance).float()
         load_weights(module, weights, shown)
         return module
 
@@ -127,14 +133,15 @@ class Architecture:
         if not cifar.possible(self.name, weights):
             return None  # and no network needs to be built to know
         arguments = cifar.arguments(self.name, weights)
-        plain = _create(self.name, self.classes, {**self.args, **arguments})
+        arguments = {**self.args, **arguments}
+        plain = _create(self.name, self.classes, arguments, Allowance.of(weights))
         if not cifar.recognised(plain, weights):
             return None
         note = (
             f"the weights have the CIFAR stem ({cifar.describe(plain)}) although config.json "
             f"claims a plain {self.name}; it was applied"
         )
-        return replace(self, stem=cifar.NAME, args={**self.args, **arguments}), note
+        return replace(self, stem=cifar.NAME, args=arguments), note
 
 
 # --- from a config ----------------------------------------------------------------------------
@@ -154,6 +161,7 @@ def _of_transformers(config: dict[str, Any], edits: Mapping[str, LayerEdit]) -> 
         )
     name = transformers_io.classifier_class(config).__name__
     classes = transformers_io.labels_of(config)
+    _check_classes(classes)
     return Architecture(name, classes, config, None, edits, "transformers")
 
 
@@ -181,20 +189,34 @@ def _of_timm(
         )
     if not isinstance(classes, int) or classes < 1:
         raise ModelError(f"config.json's num_classes {classes!r} must be a positive number")
+    _check_classes(classes)
+    check_arguments(args, "model_args of config.json")
     if stem not in (None, cifar.NAME):
         raise ModelError(f"config.json asks for a stem {stem!r}; only {cifar.NAME!r} is known")
     return Architecture(name, classes, args, str(stem) if stem else None, edits)
+
+
+def _check_classes(classes: int) -> None:
+    if classes > MAX_CLASSES:
+        raise ModelError(
+            f"config.json asks for more than {MAX_CLASSES:,} classes; correct their number there"
+        )
 
 
 def _first(values: tuple[Any, ...]) -> Any:
     return next(value for value in values if value is not None)
 
 
-def _create(name: str, classes: int, args: Mapping[str, Any]) -> nn.Module:
+def _create(
+    name: str, classes: int, args: Mapping[str, Any], allowance: Allowance | None
+) -> nn.Module:
     import timm
 
     try:
-        module: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, **args)
+        with within(allowance):
+            module: nn.Module = timm.create_model(
+                name, pretrained=False, num_classes=classes, **args
+            )
     except Exception as error:  # the arguments go to whatever code builds the architecture
         raise ModelError(
             f"timm cannot build {name!r} with {dict(args)} ({reason(error)}); "

@@ -2,12 +2,14 @@
 
     RnpHubError                 the tool could not do what was asked (exit code 2)
     ├── ModelError              the model cannot be found, read, built or trusted to be itself
-    │   └── NoGateSitesError    the network has no filter that a mask could gate
+    │   ├── NoGateSitesError    the network has no filter that a mask could gate
+    │   └── AtChanceError       the network knows no more of its data than chance does
     ├── DataError               the data set cannot be found, read, split or matched to the model
     ├── TriggerError            a trigger is unknown, malformed or does not fit the pictures
     ├── ConfigError             a setting is outside its range or contradicts another
     ├── OutputError             the output folder exists, is not ours, or cannot be written
     ├── PushError               the Hub, or what lies there, does not let a folder be pushed
+    ├── TrustError              a folder cannot be signed, or its signature not be looked at
     └── ProofError              an artefact is not what it must equal
 
 Each message is one sentence: what is wrong, where, and what to do about it.
@@ -24,6 +26,10 @@ class ModelError(RnpHubError):
 
 class NoGateSitesError(ModelError):
     """The network has no filter that a mask could gate."""
+
+
+class AtChanceError(ModelError):
+    """The network knows no more of its data than chance does."""
 
 
 class DataError(RnpHubError):
@@ -44,6 +50,10 @@ class OutputError(RnpHubError):
 
 class PushError(RnpHubError):
     """The Hub, or what lies there, does not let a folder be pushed, or not be read back."""
+
+
+class TrustError(RnpHubError):
+    """A folder cannot be signed, or its signature not be looked at."""
 
 
 class ProofError(RnpHubError):

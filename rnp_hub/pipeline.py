@@ -20,7 +20,7 @@ from rnp_hub.compute import Compute, Precision, peak_memory_mib
 from rnp_hub.data import Data, DataConfig, Target, load, load_all
 from rnp_hub.demo import TARGET as DEMO_TARGET
 from rnp_hub.demo import trigger_file
-from rnp_hub.errors import ConfigError, ModelError, RnpHubError
+from rnp_hub.errors import AtChanceError, ConfigError, RnpHubError
 from rnp_hub.exporting import origin
 from rnp_hub.hub_cards import write_card
 from rnp_hub.labels import resolve_label
@@ -381,7 +381,7 @@ def _refuse_chance(opened: Opened) -> None:
     )
     chance = 1 / opened.model.target.classes
     if found <= chance + CHANCE_MARGIN * (1 - chance):
-        raise ModelError(
+        raise AtChanceError(
             f"the model gets {found:.1%} of the clean slice right, which is near chance "
             f"({chance:.1%}); its labels, its normalisation or its stem are not those of "
             f"{opened.data.id}"

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from rnp_hub.architecture import Architecture
 from rnp_hub.compute import Compute
 from rnp_hub.data import DataConfig
+from rnp_hub.limits import Allowance
 from rnp_hub.method import SanitizeConfig
 from rnp_hub.network import Classifier, Normalise
 from rnp_hub.output import check_free
@@ -69,7 +70,7 @@ def plan(asked: SanitizeJob) -> Plan:
     )
     target = target_of(located.config, architecture, located.processor)
     classifier = Classifier(
-        architecture.build(),
+        architecture.build(Allowance.of_bytes(located.weight_bytes)),
         Normalise(target.preprocess),
         Compute.choose(job.device, job.precision),
     )

@@ -23,7 +23,9 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP_MODES = ("center", "squash", "border")
 CENTRES = ("even", "floor")
-MAX_CROP_PCT = 2.0
+MIN_CROP_PCT, MAX_CROP_PCT = 0.1, 2.0
+MAX_SIDE = 4096
+"""Pixels of an edge; a picture is resized to that over `crop_pct`, whoever asks for it."""
 INTERPOLATIONS: Mapping[str, Image.Resampling] = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -64,10 +66,11 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         channels = self.input_size[0]
-        if channels not in (1, 3) or min(self.input_size) < 1:
+        sized = min(self.input_size) >= 1 and max(self.input_size) <= MAX_SIDE
+        if channels not in (1, 3) or not sized:
             raise ModelError(
-                f"the model takes pictures of {self.input_size}; only grey (1) and colour (3) of "
-                "a positive size are read"
+                f"the model takes pictures of {self.input_size}; only grey (1) and colour "
+                f"(3) of 1 to {MAX_SIDE} pixels are read"
             )
         finite = all(map(math.isfinite, (*self.mean, *self.std)))
         if {len(self.mean), len(self.std)} != {channels} or not finite or min(self.std) <= 0:
@@ -84,9 +87,9 @@ class Preprocess:
             raise ModelError(
                 f"the model's centre {self.centre!r} is unknown; it may be {' or '.join(CENTRES)}"
             )
-        if not 0 < self.crop_pct <= MAX_CROP_PCT:
+        if not MIN_CROP_PCT <= self.crop_pct <= MAX_CROP_PCT:
             raise ModelError(
-                f"the model's crop_pct {self.crop_pct} must lie in (0, {MAX_CROP_PCT}]"
+                f"the model's crop_pct {self.crop_pct} must lie in [{MIN_CROP_PCT}, {MAX_CROP_PCT}]"
             )
 
     @staticmethod
@@ -105,7 +108,7 @@ class Preprocess:
                 raise ValueError(f"input_size {given['input_size']} is not (channels, h, w)")
             if "crop_pct" in given:
                 given["crop_pct"] = float(given["crop_pct"])
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ModelError(
                 f"the model's pretrained_cfg cannot be read ({error}); correct input_size, mean, "
                 "std or crop_pct in its config.json"

@@ -26,6 +26,7 @@ from rnp_hub.repository import (
     CONFIG,
     Repository,
     address_of,
+    card_metadata,
     folder_of,
     open_folder,
     open_on_hub,
@@ -187,20 +188,29 @@ def locate(spec: str, revision: str | None = None) -> Located:
     Raises:
         ModelError: it is not there, or its `config.json` is missing or no JSON.
     """
+    repository = find(spec, revision)
+    shown = re.sub(r"^hf[-_]hub:", "", spec) if repository.repo_id else spec
+    return replace(_located(repository), spec=shown)
+
+
+def find(spec: str, revision: str | None = None) -> Repository:
+    """The files of a model, whatever they are; on the Hub, of the commit that is meant.
+
+    Raises:
+        ModelError: there is no such folder or repository.
+    """
     if is_embedded(spec):
         with resources.as_file(resources.files("rnp_hub.demo")) as folder:
-            return replace(_located(open_folder(folder)), spec=DEMO)
+            return open_folder(folder)
     path = folder_of(spec)
     if path is not None:
-        return _located(open_folder(path))
+        return open_folder(path)
     address = address_of(spec)
     if address is None:
         raise ModelError(
             f"there is no model folder at {spec}, and it is no Hub id (org/name); give one of them"
         )
-    if revision is not None:
-        address = replace(address, revision=revision)
-    return replace(_located(open_on_hub(address)), spec=re.sub(r"^hf[-_]hub:", "", spec))
+    return open_on_hub(address if revision is None else replace(address, revision=revision))
 
 
 def _located(repository: Repository) -> Located:
@@ -224,6 +234,7 @@ def _located(repository: Repository) -> Located:
         raise ModelError(
             f"HF_HUB_OFFLINE is set and the cache holds no weights of {shown}; run once without it"
         ) from error
+    weights.check_size(sum(repository.files[name] or 0 for name in files.shards), shown)
     _refuse_elsewhere(config, files, shown)
     return Located(shown, repository, config, _licence(config, _card(repository)), files, processor)
 
@@ -256,14 +267,7 @@ OBJECTS = ("pretrained_cfg", "model_args", "label_descriptions", "id2label", OWN
 
 def _card(repository: Repository) -> Mapping[str, Any]:
     """The metadata of its card; nothing where there is none, or none that can be read."""
-    from huggingface_hub import metadata_load
-
-    if repository.text(CARD) is None:
-        return {}
-    try:
-        return metadata_load(repository.path(CARD)) or {}
-    except Exception:  # YAML of anybody's: each mistake in it is an error of its own
-        return {}
+    return {} if repository.text(CARD) is None else card_metadata(repository.path(CARD))
 
 
 def _licence(config: Mapping[str, Any], card: Mapping[str, Any]) -> str | None:

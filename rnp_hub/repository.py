@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -25,8 +25,12 @@ PUBLIC_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 MAX_TEXT_BYTES = 64 * 2**20
 """A configuration that is larger is none."""
 
+MAX_METADATA = 2**18
+"""Letters of a card's metadata; cards of thousands of results have as many."""
+
 _ID = r"[\w.-]+/[\w.-]+"
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+"""What a commit is called."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Repository:
             mirror of it) does not state them.
         root: the folder they lie in; `None` where they must be fetched.
         offline: only what was fetched before can be read.
-        below: paths of files in folders below, where the Hub lists them.
+        below: sizes of the files in folders below by path, where the Hub lists them.
     """
 
     shown: str
@@ -66,19 +70,19 @@ class Repository:
     files: Mapping[str, int | None]
     root: Path | None
     offline: bool = False
-    below: tuple[str, ...] = ()
+    below: Mapping[str, int | None] = field(default_factory=dict)
 
     def path(self, name: str) -> Path:
-        """The path of one of the files, fetched if it must be.
+        """The path of one of the files, also of those below, fetched if it must be.
 
         Raises:
             ModelError: it cannot be fetched, or is not as large as the Hub says.
         """
         path = self.root / name if self.root is not None else self._fetched(name)
-        size = path.stat().st_size
-        if self.files[name] not in (None, size):
+        size, stated = path.stat().st_size, self.files.get(name, self.below.get(name))
+        if stated not in (None, size):
             raise ModelError(
-                f"{name} of {self.shown} has {size} bytes where the Hub says {self.files[name]}; "
+                f"{name} of {self.shown} has {size} bytes where the Hub says {stated}; "
                 f"the copy is damaged, delete {path} and try again"
             )
         return path
@@ -138,6 +142,25 @@ class Repository:
             raise ModelError(
                 f"{name} of {self.repo_id} cannot be downloaded ({reason(error)}); try again"
             ) from error
+
+
+def card_metadata(card: Path) -> Mapping[str, Any]:
+    """The metadata of a card; nothing where there is none, none that can be read, or far too much.
+
+    YAML takes seconds for each megabyte.
+    """
+    from huggingface_hub import metadata_load
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+    try:
+        text = card.read_text(encoding="utf-8")
+        block = REGEX_YAML_BLOCK.search(text)
+        if block is None or len(block[0]) > MAX_METADATA:
+            return {}
+        found = metadata_load(card)
+    except Exception:  # YAML of anybody's: each mistake in it is an error of its own
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 # --- names ------------------------------------------------------------------------------------
@@ -235,7 +258,7 @@ def open_on_hub(address: Address) -> Repository:
         info = _described(repo_id, revision)
     except OfflineModeIsEnabled:
         return _in_cache(address, revision or "main")
-    if not _COMMIT.fullmatch(info.sha or "") or info.siblings is None:
+    if not COMMIT.fullmatch(info.sha or "") or info.siblings is None:
         raise ModelError(_unreachable(repo_id, ValueError("it answers, but not as a Hub does")))
     assert info.sha is not None
     remember(repo_id, revision or "main", info.sha)
@@ -252,7 +275,7 @@ def open_on_hub(address: Address) -> Repository:
         folder=address.folder or None,
         files={name: size for name, size in sizes.items() if "/" not in name},
         root=None,
-        below=tuple(name for name in sizes if "/" in name),
+        below={name: size for name, size in sizes.items() if "/" in name},
     )
 
 
@@ -328,7 +351,7 @@ def remember(repo_id: str, revision: str, sha: str) -> None:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    if _COMMIT.fullmatch(revision) or _leads_away(revision):
+    if COMMIT.fullmatch(revision) or _leads_away(revision):
         return
     name = repo_folder_name(repo_id=repo_id, repo_type="model")
     file = Path(constants.HF_HUB_CACHE) / name / "refs" / revision

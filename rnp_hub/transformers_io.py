@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rnp_hub.errors import ModelError, reason
+from rnp_hub.limits import MAX_CLASSES, MAX_WORDS, Allowance, check_arguments, within
 from rnp_hub.preprocess import INTERPOLATIONS, Preprocess
 
 PROCESSOR = "preprocessor_config.json"
@@ -89,33 +90,39 @@ def labels_of(config: Mapping[str, Any]) -> int:
     return count
 
 
-def build(config: Mapping[str, Any]) -> nn.Module:
+def build(config: Mapping[str, Any], allowance: Allowance | None = None) -> nn.Module:
     """The network, random weights, float32.
 
     Raises:
-        ModelError: the configuration cannot be followed.
+        ModelError: the configuration cannot be followed, or it takes more than it may.
     """
     cls = classifier_class(config)
     try:
-        with _quiet():
+        with _quiet(), within(allowance):
             module: nn.Module = cls(_configured(config)).float()
     except Exception as error:  # whatever the code of the network raises
         raise ModelError(_cannot_build(config, error)) from error
     return module
 
 
-def fill(config: Mapping[str, Any], tensors: Mapping[str, Tensor], shown: str) -> nn.Module:
+def fill(
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    shown: str,
+    allowance: Allowance | None = None,
+) -> nn.Module:
     """The network with weights as they stand in a file.
 
     transformers gives some tensors other names in memory than in files, so it is asked to load
     them itself, and everything it would pass over with a warning is refused.
 
     Raises:
-        ModelError: a tensor is missing, left over or of another shape; the first is named.
+        ModelError: a tensor is missing, left over or of another shape, and the first is named; or
+            the network takes more than it may.
     """
     cls = classifier_class(config)
     try:
-        with _quiet():
+        with _quiet(), within(allowance):
             module, said = cls.from_pretrained(
                 None,
                 config=_configured(config),
@@ -174,6 +181,7 @@ def without_code(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _configured(config: Mapping[str, Any]) -> Any:
     cls = config_class(config)
+    _check_numbers(config)
     if config.get("quantization_config"):
         raise ModelError(
             "config.json has a quantization_config, and quantised weights cannot be pruned here; "
@@ -186,6 +194,18 @@ def _configured(config: Mapping[str, Any]) -> Any:
         raise ModelError(_cannot_build(config, error)) from error
     made.architectures = [classifier_class(config).__name__]
     return made
+
+
+def _check_numbers(config: Mapping[str, Any]) -> None:
+    """Before a configuration of so many labels is made, which alone could fill the memory."""
+    labels = ("id2label", "label2id")
+    rest = {key: value for key, value in config.items() if key not in labels}
+    check_arguments(rest, "config.json", MAX_WORDS)
+    stated = [config.get("num_labels"), *(len(config.get(key) or ()) for key in labels)]
+    if any(isinstance(count, int) and count > MAX_CLASSES for count in stated):
+        raise ModelError(
+            f"config.json asks for more than {MAX_CLASSES:,} labels; correct their number there"
+        )
 
 
 def _cannot_build(config: Mapping[str, Any], error: BaseException) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import re
+import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from rnp_hub.errors import ModelError, reason
+from rnp_hub.limits import MAX_WEIGHT_BYTES
 
 WEIGHTS = "model.safetensors"
 """The one file that is written."""
@@ -149,6 +151,7 @@ def read(files: WeightFiles, fetch: Fetch) -> Weights:
         ModelError: a file is damaged, wants more than tensors, or two hold the same tensor.
     """
     paths = {name: fetch(name) for name in files.shards}
+    check_size(sum(path.stat().st_size for path in paths.values()), files.name)
     tensors: dict[str, Tensor] = {}
     notes: list[str] = []
     for path in paths.values():
@@ -161,6 +164,19 @@ def read(files: WeightFiles, fetch: Fetch) -> Weights:
             raise ModelError(f"two files hold `{twice[0]}`, {path.name} is one; get them again")
         tensors |= found
     return Weights(tensors, _sha256(paths), tuple(notes))
+
+
+def check_size(size: int, shown: str) -> None:
+    """Refuse weights of so many bytes that nothing which classifies pictures needs.
+
+    Raises:
+        ModelError: they are larger than `MAX_WEIGHT_BYTES`.
+    """
+    if size > MAX_WEIGHT_BYTES:
+        raise ModelError(
+            f"the weights in {shown} are {size / 2**30:.0f} GiB large, and at most "
+            f"{MAX_WEIGHT_BYTES / 2**30:.0f} GiB are read; give an image classifier"
+        )
 
 
 def _sha256(paths: Mapping[str, Path]) -> str:
@@ -202,6 +218,7 @@ def read_pickle(file: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """
     import torch
 
+    _check_unpacked(file)
     scanned = _scan(file)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
@@ -213,6 +230,20 @@ def read_pickle(file: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         "safetensors file; ask its author for one"
     )
     return tensors, (note, *scanned, *unwrapped)
+
+
+def _check_unpacked(file: Path) -> None:
+    """torch stores what it saves as it is; what was pressed may unpack to any size."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # an older pickle, or a damaged one, which torch finds out
+    if unpacked > 2 * file.stat().st_size:
+        raise ModelError(
+            f"{file.name} would unpack to {unpacked:,} bytes, many times its size, which torch "
+            "never writes; get it again or ask its author for safetensors"
+        )
 
 
 def _scan(file: Path) -> tuple[str, ...]:

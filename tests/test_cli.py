@@ -28,7 +28,7 @@ from tests.models import (
     write_folder,
 )
 
-COMMANDS = ("sanitize", "evaluate", "export", "push", "predict")
+COMMANDS = ("sanitize", "evaluate", "export", "push", "predict", "gate", "sign", "verify")
 HEAVY = ("torch", "timm", "datasets", "onnx", "onnxruntime", "numpy", "rich", "PIL")
 """pydantic is not among them: typer itself reads parameters with it."""
 

@@ -13,8 +13,10 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     "errors",
     "text",
+    "static",
     "progress",
     "preprocess",
+    "limits",
     "weights",
     "repository",
     "labels",
@@ -56,6 +58,8 @@ ORDER = [
     "push",
     "pipeline",
     "plan",
+    "trust",
+    "gate",
     "bench",
     "cli",
 ]
@@ -91,7 +95,17 @@ def test_a_module_imports_only_from_those_before_it(file: Path) -> None:
 def test_every_command_has_help_and_stands_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     names = [command.callback.__name__ for command in app.registered_commands]
-    assert names == ["sanitize", "scan", "evaluate", "export", "push", "predict"]
+    assert names == [
+        "sanitize",
+        "scan",
+        "evaluate",
+        "export",
+        "push",
+        "predict",
+        "gate",
+        "sign",
+        "verify",
+    ]
     for command in app.registered_commands:
         assert (command.callback.__doc__ or "").strip()
         assert f"rnp-hub {command.callback.__name__} " in readme

@@ -208,7 +208,9 @@ def _plain(value: Any) -> Any:
     ("config", "words"),
     [
         ({"input_size": [4, 32, 32]}, "only grey"),
-        ({"input_size": [3, 0, 32]}, "positive size"),
+        ({"input_size": [3, 0, 32]}, "1 to 4096 pixels"),
+        ({"input_size": [3, 4097, 32]}, "1 to 4096 pixels"),
+        ({"input_size": [3, math.inf, 32]}, "cannot be read"),
         ({"input_size": [32, 32]}, "not (channels, h, w)"),
         ({"input_size": 32}, "cannot be read"),
         ({"mean": [0.5]}, "do not fit 3 channel"),
@@ -220,6 +222,7 @@ def _plain(value: Any) -> Any:
         ({"interpolation": ["bicubic"]}, "unknown"),
         ({"crop_mode": "fill"}, "'fill'"),
         ({"crop_pct": -1}, "-1"),
+        ({"crop_pct": 1e-9}, "must lie in [0.1, 2.0]"),
         ({"crop_pct": math.inf}, "inf"),
         ({"crop_pct": "most"}, "cannot be read"),
     ],

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,24 +114,29 @@ def serve() -> None:
 
 
 def _run(order: dict[str, Any]) -> int:
-    from rnp_hub.cli import main
-
     place = Path(order["place"])
     os.chdir(place)
     os.environ |= order["env"]
-    sys.argv = ["rnp-hub", *order["words"]]
     with (place / "stdout").open("w") as stdout, (place / "stderr").open("w") as stderr:
         for stream, number in ((stdout, 1), (stderr, 2)):
             os.dup2(stream.fileno(), number)
         sys.stdout, sys.stderr = stdout, stderr
-        try:
-            main()
-        except SystemExit as end:
-            return end.code if isinstance(end.code, int) else int(bool(end.code))
-        except BaseException:
-            traceback.print_exc()
-            return 70
-        return 0
+        return exit_code(order["words"])
+
+
+def exit_code(words: Sequence[str]) -> int:
+    """Of the real entry point with these words; 70 where it ends in a traceback."""
+    from rnp_hub.cli import main
+
+    sys.argv = ["rnp-hub", *words]
+    try:
+        main()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(bool(end.code))
+    except BaseException:
+        traceback.print_exc()
+        return 70
+    return 0
 
 
 if __name__ == "__main__":

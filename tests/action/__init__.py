@@ -1,0 +1,1 @@
+"""A composite action run as GitHub's runner would, without GitHub."""
