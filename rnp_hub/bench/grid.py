@@ -20,6 +20,7 @@ from rnp_hub.bench.defences import ABOUT, DEFENCES, RANDOM, Defended, random_fil
 from rnp_hub.bench.oracle import ANP_BEST, anp_best
 from rnp_hub.bench.rows import Key, Row, append, read
 from rnp_hub.bench.victims import CLASSES, PREPROCESS, STYLES, TUNED_EPOCHS, Studio, Trained, Victim
+from rnp_hub.compute import Compute
 from rnp_hub.data import DataConfig, Target, load
 from rnp_hub.errors import ConfigError, reason
 from rnp_hub.evaluate import Rate
@@ -162,6 +163,11 @@ def missing(pairs: Sequence[Pair], rows: Sequence[Row]) -> list[Pair]:
         row.key for row in rows if row.error is None and row.version == ABOUT[row.defence].version
     }
     return [pair for pair in pairs if pair.key not in good]
+
+
+def open_studio(cache: Path, data: str) -> Studio:
+    """Networks in a folder, trained on a data set, on whatever hardware there is."""
+    return Studio(cache, data, Compute.choose())
 
 
 # --- running ----------------------------------------------------------------------------------
@@ -358,13 +364,14 @@ class Step:
     defend: float
 
 
-def plan(pairs: Sequence[Pair], rows: Sequence[Row], cache: Path) -> list[Step]:
+def plan(pairs: Sequence[Pair], log: Path, cache: Path) -> list[Step]:
     """What `run` would do, and how long it takes on one core.
 
     Seconds are those of the log where it has the defence on that kind of network, else those that
     were measured once.
     """
-    steps, todo = [], missing(pairs, rows)
+    steps, rows = [], read(log)
+    todo = missing(pairs, rows)
     there = {folder.parent.name for folder in cache.glob("*/truth.json")}
     for victim in dict.fromkeys(pair.victim for pair in pairs):
         own = [pair for pair in todo if pair.victim == victim]
