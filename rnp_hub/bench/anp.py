@@ -55,7 +55,7 @@ def adversarial_masks(
     masked.module.train().requires_grad_(False)
     example = masked.transform(clean.images[:2].to(masked.compute.device))
     sites = gate_sites(masked.module, example)
-    shifted = _Shifted(masked.module, sites)
+    shifted = Shifted(masked.module, sites)
     learner = masked.with_module(shifted)
     optimiser = torch.optim.SGD(shifted.masks, config.learning_rate, config.momentum)
     generator, losses = seeded(seed), []
@@ -72,7 +72,7 @@ def adversarial_masks(
     return _recovered(shifted, sites, losses)
 
 
-def _loss(learner: Classifier, shifted: _Shifted, part: ImageSet, config: AnpConfig) -> Tensor:
+def _loss(learner: Classifier, shifted: Shifted, part: ImageSet, config: AnpConfig) -> Tensor:
     """What the masks are to lower: the loss as it is, and under the worst shift."""
 
     def cross_entropy() -> Tensor:
@@ -87,7 +87,7 @@ def _loss(learner: Classifier, shifted: _Shifted, part: ImageSet, config: AnpCon
     return config.trade_off * cross_entropy() + (1 - config.trade_off) * robust
 
 
-class _Shifted(nn.Module):
+class Shifted(nn.Module):
     """A network whose filters are masked and shifted.
 
     A filter's weight is multiplied by its mask plus its shift, its bias by 1 plus another shift.
@@ -149,7 +149,7 @@ class _Shifted(nn.Module):
             mask.clamp_(0, 1)
 
 
-def _recovered(shifted: _Shifted, sites: Sequence[Site], losses: Sequence[float]) -> Recovered:
+def _recovered(shifted: Shifted, sites: Sequence[Site], losses: Sequence[float]) -> Recovered:
     """In the form in which masks are pruned; ties go by layer and index."""
     masks: Mapping[str, Tensor] = {
         site.name: mask.detach().cpu() for site, mask in zip(sites, shifted.masks, strict=True)

@@ -64,7 +64,7 @@ class Patch:
     @property
     def norm(self) -> float:
         """Sum of the mask."""
-        return float(self.mask.sum())
+        return float(self.mask.detach().sum())
 
     def on(self, images: Tensor) -> Tensor:
         """Pictures (n, C, H, W) with the patch, floats in [0, 255]."""

@@ -47,7 +47,7 @@ def adversarially_unlearned(
     classifier: Classifier, clean: ImageSet, seed: int, config: IbauConfig | None = None
 ) -> nn.Module:
     """Play the game on a copy of the network, in evaluation mode throughout."""
-    game = _Game(classifier, clean, seed, config or IbauConfig())
+    game = Game(classifier, clean, seed, config or IbauConfig())
     for _ in range(game.config.rounds):
         perturbation = game.perturbation()
         for place in range(len(game.batches)):
@@ -55,7 +55,9 @@ def adversarially_unlearned(
     return on_cpu(game.classifier.module)
 
 
-class _Game:
+class Game:
+    """The network, the clean pictures in fixed batches, and the moves of both sides."""
+
     def __init__(
         self, classifier: Classifier, clean: ImageSet, seed: int, config: IbauConfig
     ) -> None:
@@ -95,10 +97,23 @@ class _Game:
     def unlearn(self, perturbation: Tensor, place: int) -> None:
         """One update of the weights by the hypergradient."""
         part = self.batches[place]
+        gradient = self.hypergradient(perturbation, part, self.carriers(len(part)))
+        for weight, slope in zip(self.weights, gradient, strict=True):
+            weight.grad = slope
+        self.optimiser.step()
+
+    def carriers(self, count: int) -> Tensor:
+        """(count, 1, 1, 1): 1 for the pictures that carry the perturbation, at random."""
+        chosen = torch.randperm(count, generator=self.generator)[: int(self.config.share * count)]
+        carriers = torch.zeros(count, 1, 1, 1)
+        carriers[chosen] = 1
+        return carriers.to(self.classifier.compute.device)
+
+    def hypergradient(
+        self, perturbation: Tensor, part: ImageSet, carriers: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Slope of the outer loss for each weight, the perturbation's answer included."""
         added = perturbation.clone().requires_grad_()
-        carriers = torch.zeros(len(part), 1, 1, 1, device=added.device)
-        count = int(self.config.share * len(part))
-        carriers[torch.randperm(len(part), generator=self.generator)[:count]] = 1
         outer = self.loss(part, carriers * added)
         wanted, *direct = torch.autograd.grad(outer, [added, *self.weights], materialize_grads=True)
         inner = self._regular(-self.loss(self.batches[0], added), added)
@@ -109,6 +124,4 @@ class _Game:
             (pulled,) = torch.autograd.grad(mapped, [added], answer, retain_graph=True)
             answer = pulled + wanted
         implicit = torch.autograd.grad(mapped, self.weights, answer, materialize_grads=True)
-        for weight, one, other in zip(self.weights, direct, implicit, strict=True):
-            weight.grad = one + other
-        self.optimiser.step()
+        return tuple(one + other for one, other in zip(direct, implicit, strict=True))
