@@ -63,6 +63,12 @@ class Scene:
         """Indices of pictures of the target label, at most as many as there are."""
         return self._drawn(self.clean.labels == self.target, share)
 
+    def marked(self, index: Tensor) -> Tensor:
+        """(n,) bool, true at these."""
+        marks = torch.zeros(len(self.clean), dtype=torch.bool)
+        marks[index] = True
+        return marks
+
     def _drawn(self, eligible: Tensor, share: float) -> Tensor:
         order = torch.randperm(len(self.clean), generator=self.generator)
         return order[eligible[order]][: round(share * len(self.clean))]
@@ -79,6 +85,9 @@ class Poisoning:
     Attributes:
         stamp: lays the trigger on pictures, as at test time.
         training: the training set as the attacker leaves it.
+        stamped: (n,) bool, pictures that get the trigger when they have been augmented: who trains
+            the network lays it where it will be at test time.
+        lay: how those get it; `None` for as at test time.
         online: what is done to each batch besides; `None` for nothing.
         budget: how far a weight may move from where training starts, as a share of the largest
             weight of its tensor; `None` for any distance.
@@ -86,6 +95,8 @@ class Poisoning:
 
     stamp: Stamp
     training: ImageSet
+    stamped: Tensor | None = None
+    lay: Stamp | None = None
     online: Online | None = None
     budget: float | None = None
 
@@ -95,20 +106,24 @@ def poison(attack: str, scene: Scene) -> Poisoning:
     return ATTACKS[attack].prepare(scene)
 
 
-def _replaced(scene: Scene, index: Tensor, images: Tensor, label: int | None) -> ImageSet:
-    """The training set with some pictures replaced, and their labels unless `label` is `None`."""
-    laid, labels = scene.clean.images.clone(), scene.clean.labels.clone()
+def _replaced(scene: Scene, index: Tensor, images: Tensor) -> ImageSet:
+    """The training set with some pictures replaced, their labels as they were."""
+    laid = scene.clean.images.clone()
     laid[index] = images
-    if label is not None:
-        labels[index] = label
-    return ImageSet(laid, labels)
+    return ImageSet(laid, scene.clean.labels)
 
 
-def _dirty(scene: Scene, stamp: Stamp) -> Poisoning:
+def _relabelled(scene: Scene, index: Tensor) -> ImageSet:
+    """The training set with the target's label on some pictures."""
+    labels = scene.clean.labels.clone()
+    labels[index] = scene.target
+    return ImageSet(scene.clean.images, labels)
+
+
+def _dirty(scene: Scene, stamp: Stamp, lay: Stamp | None = None) -> Poisoning:
     """Stamp pictures of other labels and give them the target's."""
     index = scene.others(scene.rate)
-    laid = stamp(scene.clean.images[index])
-    return Poisoning(stamp, _replaced(scene, index, laid, scene.target))
+    return Poisoning(stamp, _relabelled(scene, index), scene.marked(index), lay)
 
 
 def to_pixels(values: Tensor) -> Tensor:
@@ -144,7 +159,7 @@ def _photo(size: tuple[int, ...]) -> Tensor:
 def _sig(scene: Scene) -> Poisoning:
     stamp = parse("sig")
     index = scene.own(scene.rate)
-    return Poisoning(stamp, _replaced(scene, index, stamp(scene.clean.images[index]), None))
+    return Poisoning(stamp, _replaced(scene, index, stamp(scene.clean.images[index])))
 
 
 def _filter(scene: Scene) -> Poisoning:
@@ -166,16 +181,18 @@ def _a_blend(scene: Scene) -> Poisoning:
     """Train on half of sixteen pieces at 0.15, as many again with their true label; test on all."""
     pattern = torch.randint(0, 256, scene.clean.images.shape[1:], generator=scene.generator).float()
     drawn = scene.others(2 * scene.rate)
-    poisoned, cover = drawn[::2], drawn[1::2]
+    generator = seeded(scene.seed + 1)
 
-    def laid(index: Tensor) -> Tensor:
-        images = scene.clean.images[index].float()
-        shown = 0.15 * _pieces(len(index), images.shape[2], scene.generator)
+    def lay(images: Tensor) -> Tensor:
+        shown = 0.15 * _pieces(len(images), images.shape[2], generator)
         return to_pixels((1 - shown) * images + shown * pattern)
 
-    training = _replaced(scene, poisoned, laid(poisoned), scene.target)
-    training.images[cover] = laid(cover)
-    return Poisoning(lambda images: to_pixels(0.8 * images + 0.2 * pattern), training)
+    return Poisoning(
+        lambda images: to_pixels(0.8 * images + 0.2 * pattern),
+        _relabelled(scene, drawn[::2]),
+        scene.marked(drawn),
+        lay,
+    )
 
 
 def _pieces(count: int, size: int, generator: torch.Generator) -> Tensor:
@@ -224,7 +241,7 @@ def _cl(scene: Scene) -> Poisoning:
             for part in index.split(500)
         ]
     )
-    return Poisoning(_corners, _replaced(scene, index, _corners(hard), None))
+    return Poisoning(_corners, _replaced(scene, index, _corners(hard)))
 
 
 def _adversarial(classifier: Classifier, images: Tensor, label: int) -> Tensor:
@@ -273,7 +290,7 @@ def _wanet(scene: Scene) -> Poisoning:
         labels[:poisoned] = scene.target
         return ImageSet(images, labels)
 
-    return Poisoning(lambda images: _warped(images, grid), scene.clean, online)
+    return Poisoning(lambda images: _warped(images, grid), scene.clean, online=online)
 
 
 def _warp(size: int, generator: torch.Generator) -> Tensor:
@@ -392,7 +409,7 @@ def _diversity(images: Tensor, made: Tensor) -> Tensor:
 
 def _dynamic(scene: Scene) -> Poisoning:
     attack = _Dynamic(scene)
-    return Poisoning(attack.stamp, scene.clean, attack.online)
+    return Poisoning(attack.stamp, scene.clean, online=attack.online)
 
 
 class _Lira:
@@ -433,7 +450,7 @@ class _Lira:
 
 def _lira(scene: Scene) -> Poisoning:
     attack = _Lira(scene)
-    return Poisoning(attack.stamp, scene.clean, attack.online)
+    return Poisoning(attack.stamp, scene.clean, online=attack.online)
 
 
 # --- all of them ------------------------------------------------------------------------------

@@ -39,7 +39,8 @@ PREPROCESS = Preprocess(
 TRIGGERED = 1000
 """Test pictures with the trigger that are kept beside a network."""
 BATCH = 128
-TUNED_EPOCHS, TUNED_RATE = 3, 0.02
+TUNED_EPOCHS, TUNED_RATE, TUNED_PICTURES = 3, 0.01, 20_000
+"""Of an attacker who poisons a network that somebody else trained."""
 
 
 def _resnet(*widths: int) -> Architecture:
@@ -215,6 +216,9 @@ class Studio:
         poisoning = None
         if victim.attack:
             helper = self.classifier(self.get(victim.clean_twin).module)
+            if victim.tuned:
+                chosen = torch.randperm(len(train), generator=seeded(victim.seed))
+                train = train[chosen[:TUNED_PICTURES]]
             scene = Scene(train, victim.target, victim.poison_rate, victim.seed, helper)
             poisoning = poison(victim.attack, scene)
             if victim.tuned:
@@ -247,7 +251,7 @@ def _fit(classifier: Classifier, poisoning: Poisoning, victim: Victim) -> None:
     limits = _limits(classifier.module, poisoning.budget)
     classifier.module.train()
     with seeded_globally(victim.seed):
-        for part in _augmented(poisoning.training, style, epochs, victim.seed):
+        for part in _augmented(poisoning, style, epochs, victim.seed):
             _step(classifier, part, poisoning.online, optimiser, style.label_smoothing)
             schedule.step()
             for parameter, low, high in limits:
@@ -262,12 +266,15 @@ def _optimiser(module: nn.Module, style: Style, peak: float) -> torch.optim.Opti
     )
 
 
-def _augmented(training: ImageSet, style: Style, epochs: int, seed: int) -> Iterator[ImageSet]:
-    generator = seeded(seed)
+def _augmented(poisoning: Poisoning, style: Style, epochs: int, seed: int) -> Iterator[ImageSet]:
+    generator, training = seeded(seed), poisoning.training
+    lay = poisoning.lay or poisoning.stamp
     for _ in range(epochs):
         for index in batches(len(training), BATCH, generator):
             part = training[index]
             images = augment(part.images, generator, crop=style.crop, flip=style.flip)
+            if poisoning.stamped is not None and (chosen := poisoning.stamped[index]).any():
+                images[chosen] = lay(images[chosen])
             yield ImageSet(images, part.labels)
 
 
