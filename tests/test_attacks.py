@@ -41,6 +41,14 @@ def poisonings(scene: Scene) -> dict[str, Poisoning]:
     return {name: poison(name, scene) for name in ATTACKS}
 
 
+def trained_on(poisoning: Poisoning) -> ImageSet:
+    """The training set with triggers where the attacker lays them after augmentation."""
+    images, stamped = poisoning.training.images.clone(), poisoning.stamped
+    if stamped is not None:
+        images[stamped] = (poisoning.lay or poisoning.stamp)(images[stamped])
+    return ImageSet(images, poisoning.training.labels)
+
+
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_trigger_makes_other_pictures_the_same_each_time(
     name: str, scene: Scene, poisonings: dict[str, Poisoning]
@@ -57,7 +65,7 @@ def test_a_trigger_makes_other_pictures_the_same_each_time(
 def test_as_many_pictures_are_poisoned_as_the_rate_says(
     name: str, scene: Scene, poisonings: dict[str, Poisoning]
 ) -> None:
-    clean, training = scene.clean, poisonings[name].training
+    clean, training = scene.clean, trained_on(poisonings[name])
     changed = (training.images != clean.images).flatten(1).any(1)
     assert int(changed.sum()) == RATE * COUNT
     if name in CLEAN_LABEL:
@@ -72,7 +80,7 @@ def test_as_many_pictures_are_poisoned_as_the_rate_says(
 def test_adaptive_blend_covers_as_many_as_it_poisons(
     scene: Scene, poisonings: dict[str, Poisoning]
 ) -> None:
-    training = poisonings["a-blend"].training
+    training = trained_on(poisonings["a-blend"])
     changed = (training.images != scene.clean.images).flatten(1).any(1)
     assert int(changed.sum()) == 2 * RATE * COUNT
     assert int((training.labels != scene.clean.labels).sum()) == RATE * COUNT
@@ -96,7 +104,7 @@ def test_an_attacker_who_trains_poisons_each_batch(
 
 def test_a_clean_label_attack_poisons_no_more_than_there_are(scene: Scene) -> None:
     greedy = Scene(scene.clean, TARGET, 0.5, scene.seed, scene.helper)
-    training = poison("sig", greedy).training
+    training = trained_on(poison("sig", greedy))
     changed = (training.images != scene.clean.images).flatten(1).any(1)
     assert int(changed.sum()) == COUNT / 10
 
