@@ -55,6 +55,10 @@ def adversarially_unlearned(
     return on_cpu(game.classifier.module)
 
 
+def _as_it_is(inputs: Tensor) -> Tensor:
+    return inputs
+
+
 class Game:
     """The network, the clean pictures in fixed batches, and the moves of both sides."""
 
@@ -62,27 +66,27 @@ class Game:
         self, classifier: Classifier, clean: ImageSet, seed: int, config: IbauConfig
     ) -> None:
         self.config = config
-        # Second derivatives are taken, which bfloat16 is too coarse for.
-        self.classifier = replace(
-            classifier, compute=replace(classifier.compute, bfloat16=False)
-        ).copy()
+        self.generator = seeded(seed)
+        # bfloat16 is no faster where second derivatives are taken, and coarser.
+        exact = replace(classifier.compute, bfloat16=False)
+        inputs = classifier.transform(clean.images.to(exact.device))
+        # The perturbation is added to what the network takes.
+        self.classifier = replace(classifier, compute=exact, transform=_as_it_is).copy()
         self.classifier.module.eval().requires_grad_(True)
         self.weights = list(self.classifier.module.parameters())
         self.optimiser = torch.optim.Adam(self.weights, config.learning_rate)
-        self.generator = seeded(seed)
+        taken = ImageSet(inputs, clean.labels.to(inputs.device))
         order = torch.randperm(len(clean), generator=self.generator)
-        self.batches = [clean[part] for part in order.split(config.batch_size)]
+        self.batches = [taken[part] for part in order.split(config.batch_size)]
 
     def loss(self, part: ImageSet, added: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Cross-entropy of pictures in [0, 1] to which something was added."""
-        images = part.images.to(added.device) / 255 + added
-        logits = self.classifier.logits(255 * images)
-        return F.cross_entropy(logits, (part.labels if labels is None else labels).to(added.device))
+        """Cross-entropy of pictures to which something was added."""
+        logits = self.classifier.logits(part.images + added)
+        return F.cross_entropy(logits, part.labels if labels is None else labels.to(logits.device))
 
     def perturbation(self) -> Tensor:
         """(1, C, H, W): grown over one pass, away from what the network says."""
-        added = torch.zeros_like(self.batches[0].images[:1], dtype=torch.float32)
-        added = added.to(self.classifier.compute.device).requires_grad_()
+        added = torch.zeros_like(self.batches[0].images[:1], requires_grad=True)
         grower = torch.optim.SGD([added], self.config.growth)
         for part in self.batches:
             said = self.classifier.predict(part.images)
