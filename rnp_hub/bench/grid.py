@@ -342,8 +342,8 @@ def line_of(row: Row) -> str:
 # --- planning ---------------------------------------------------------------------------------
 
 EPOCH = 100.0
-"""Seconds of one core for one epoch of the CIFAR ResNet-18 of a quarter of the width, bfloat16, while
-the other core is at work too."""
+"""Seconds of one core for an epoch of the CIFAR ResNet-18 of a quarter of the width, in bfloat16,
+while the other core is at work too."""
 
 WEIGHT: Mapping[str, float] = {
     "resnet18-quarter": 1.0, "resnet18-half": 1.9, "resnet18": 5.7, "mobilenetv2": 4.3,

@@ -20,7 +20,7 @@ from rnp_hub.network import Classifier, ImageSet, on_cpu
 
 @dataclass(frozen=True)
 class IbauConfig:
-    """The published settings.
+    """BackdoorBench's settings, the batch about a fifth of its 256.
 
     Attributes:
         rounds: of the game.
@@ -30,13 +30,13 @@ class IbauConfig:
         growth: learning rate of SGD over the perturbation.
         damping: weight of the perturbation's squared norm.
         inner_step: step size of the map whose fixed point is the perturbation.
-        share: of a batch's pictures that carry it.
+        share: of a batch's pictures that carry it, one at least.
     """
 
     rounds: int = 5
     iterations: int = 5
-    batch_size: int = 100
-    learning_rate: float = 1e-3
+    batch_size: int = 50
+    learning_rate: float = 1e-4
     growth: float = 10.0
     damping: float = 1e-3
     inner_step: float = 0.1
@@ -108,7 +108,8 @@ class Game:
 
     def carriers(self, count: int) -> Tensor:
         """(count, 1, 1, 1): 1 for the pictures that carry the perturbation, at random."""
-        chosen = torch.randperm(count, generator=self.generator)[: int(self.config.share * count)]
+        share = max(1, int(self.config.share * count))
+        chosen = torch.randperm(count, generator=self.generator)[:share]
         carriers = torch.zeros(count, 1, 1, 1)
         carriers[chosen] = 1
         return carriers.to(self.classifier.compute.device)
