@@ -85,7 +85,10 @@ def test_each_pair_leaves_a_line_and_is_not_measured_again(studio: Studio, tmp_p
     assert "ours" in str(random.error)
     assert random.ca == none.ca
     before = log.read_text()
-    assert len(before.splitlines()) == len(said) == 3
+    assert len(before.splitlines()) == 3
+    assert [line for line in said if "to measure" in line] == [
+        f"{POISONED.name}: 2 of 2 to measure", f"{CLEAN.name}: 1 of 1 to measure",
+    ]  # fmt: skip
     append(log, replace(none, defence="ours", silenced=4))
     again = run(asked, studio, log, said.append)
     assert [row.silenced for row in again if row.defence == "random"] == [4]
@@ -102,6 +105,27 @@ def test_a_network_that_cannot_be_had_does_not_stop_the_rest(
     rows = run([Pair(replace(CLEAN, network="none"), "none"), *pairs("none")], studio, log)
     assert [row.error for row in rows] == ["KeyError: 'none'", None]
     assert rows[0].ca is None
+
+
+def test_a_data_set_that_cannot_be_had_is_no_matter_of_a_row(tmp_path: Path) -> None:
+    log, nowhere = tmp_path / "grid.jsonl", str(tmp_path / "no-such-folder")
+    words = ["bench", "run", "--log", log, "--cache", tmp_path / "cache", "--data", nowhere]
+    done = invoke(*words)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "no-such-folder" in done.stderr
+    assert not log.exists()
+
+
+def test_stopping_says_what_is_kept(studio: Studio, tmp_path: Path) -> None:
+    log = tmp_path / "grid.jsonl"
+
+    def stop(line: str) -> None:
+        if "to measure" not in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match=r"what was measured stands in .*grid\.jsonl"):
+        run(pairs("none", "random"), studio, log, stop)
+    assert [row.defence for row in read(log)] == ["none"]
 
 
 def test_settings_that_changed_are_measured_again() -> None:

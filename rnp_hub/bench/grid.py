@@ -163,7 +163,9 @@ class Choice:
 def missing(pairs: Sequence[Pair], rows: Sequence[Row]) -> list[Pair]:
     """Those without a row of today's settings; a row with an error counts as none."""
     good = {
-        row.key for row in rows if row.error is None and row.version == ABOUT[row.defence].version
+        row.key
+        for row in rows
+        if row.error is None and row.defence in ABOUT and row.version == ABOUT[row.defence].version
     }
     return [pair for pair in pairs if pair.key not in good]
 
@@ -189,16 +191,30 @@ def run(pairs: Sequence[Pair], studio: Studio, log: Path, say: Say = lambda _: N
 
     Raises:
         ConfigError: the log cannot be read.
+        DataError: the data set cannot be read; nothing is written then.
     """
-    for victim in dict.fromkeys(pair.victim for pair in pairs):
-        own = [pair for pair in pairs if pair.victim == victim]
-        # Read anew each time: another process may be at work on the same log.
-        todo = missing(own, read(log))
-        for row in _measured(todo, studio, log) if todo else ():
-            append(log, row)
-            say(line_of(row))
+    if missing(pairs, read(log)):
+        studio.pictures()
+    try:
+        for victim in dict.fromkeys(pair.victim for pair in pairs):
+            _add([pair for pair in pairs if pair.victim == victim], studio, log, say)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(
+            f"Stopped; what was measured stands in {log}, and the same command goes on from there."
+        ) from stop
     wanted = {pair.key for pair in pairs}
     return [row for row in read(log) if row.key in wanted]
+
+
+def _add(pairs: Sequence[Pair], studio: Studio, log: Path, say: Say) -> None:
+    """Measure what the log lacks of one network."""
+    # Read anew each time: another process may be at work on the same log.
+    todo = missing(pairs, read(log))
+    if todo:
+        say(f"{todo[0].victim.name}: {len(todo)} of {len(pairs)} to measure")
+    for row in _measured(todo, studio, log) if todo else ():
+        append(log, row)
+        say(line_of(row))
 
 
 def _measured(pairs: Sequence[Pair], studio: Studio, log: Path) -> Iterator[Row]:
