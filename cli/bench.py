@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+LOG = Path("docs/evidence/grid.jsonl")
+
+
+class Grid(StrEnum):
+    """See `rnp_hub.bench.grid.Choice`."""
+
+    main = "main"
+    slices = "slices"
+
 
 bench = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Make the evidence again, on this machine."
@@ -39,3 +50,61 @@ def slim(
 
     rows = measure_all(names_in(models), log, seed, Limits(timeout, memory), terminal.note)
     terminal.print_slim_rows(rows, as_json=json)
+
+
+@bench.command()
+def run(
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print what would be done and how long it takes.")
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Network by name or pattern (*-wanet-*); may be repeated."),
+    ] = None,
+    defence: Annotated[
+        list[str] | None, typer.Option(help="ours, ft, anp, …; may be repeated.")
+    ] = None,
+    grid: Annotated[
+        Grid, typer.Option(help="main: all defences; slices: ours with other clean pictures.")
+    ] = Grid.main,
+    cache: Annotated[Path, typer.Option(help="Where the networks are kept.")] = Path(
+        "bench-out/networks"
+    ),
+    data: Annotated[str, typer.Option(help="32 × 32 pictures of ten classes.")] = "cifar10",
+    log: Annotated[
+        Path, typer.Option(help="Where each pair leaves a line; those in it are not run again.")
+    ] = LOG,
+    json: Annotated[bool, typer.Option("--json", help="Print one list of objects.")] = False,
+) -> None:
+    """Train networks with and without backdoors, and run every defence over them.
+
+    Example: rnp-hub bench run --plan
+    """
+    from rnp_hub.bench.grid import Choice, open_studio
+    from rnp_hub.bench.grid import plan as planned
+    from rnp_hub.bench.grid import run as measured
+    from rnp_hub.cli import terminal
+
+    pairs = Choice(only or (), defence or (), slices=grid == Grid.slices).pairs()
+    if plan:
+        terminal.print_bench_plan(planned(pairs, log, cache), as_json=json)
+    else:
+        rows = measured(pairs, open_studio(cache, data), log, terminal.note)
+        terminal.print_bench_rows(rows, as_json=json)
+
+
+@bench.command()
+def report(
+    log: Annotated[Path, typer.Option(help="What `bench run` measured.")] = LOG,
+    out: Annotated[
+        Path, typer.Option(help="The page; what stands between its two marker lines is replaced.")
+    ] = Path("docs/evidence.md"),
+) -> None:
+    """Make the tables and pictures of the page of evidence from what was measured.
+
+    Example: rnp-hub bench report
+    """
+    from rnp_hub.bench.evidence import report as written
+    from rnp_hub.cli import terminal
+
+    terminal.print_files(written(log, out))

@@ -20,6 +20,8 @@ from rnp_hub.progress import Progress
 from rnp_hub.text import one_line
 
 if TYPE_CHECKING:
+    from rnp_hub.bench.grid import Step
+    from rnp_hub.bench.rows import Row
     from rnp_hub.bench.slimming import SlimRow
     from rnp_hub.gate import GatePlan, GateReport
     from rnp_hub.onnx_io import Prediction
@@ -179,6 +181,36 @@ def print_slim_rows(rows: Sequence[SlimRow], *, as_json: bool) -> None:
         _print_json([asdict(row) for row in rows])
     else:
         print(table(rows), end="")
+
+
+def print_bench_plan(steps: Sequence[Step], *, as_json: bool) -> None:
+    """What `bench run` would do; seconds are of one core."""
+    if as_json:
+        _print_json([asdict(step) for step in steps])
+        return
+    rows = [
+        (step.name, str(step.rows), f"{step.train:,.0f}", f"{step.defend:,.0f}") for step in steps
+    ]
+    _print_table(("network", "rows missing", "s training", "s defending"), rows)
+    hours = sum(step.train + step.defend for step in steps) / 3600
+    print(f"\n{sum(step.rows for step in steps):,} rows, about {hours:.1f} hours of one core.")
+
+
+def print_bench_rows(rows: Sequence[Row], *, as_json: bool) -> None:
+    """What `bench run` measured."""
+    from rnp_hub.bench.grid import line_of
+
+    if as_json:
+        _print_json([asdict(row) for row in rows])
+        return
+    for row in rows:
+        print(line_of(row))
+
+
+def print_files(files: Sequence[Path]) -> None:
+    """What was written."""
+    for file in files:
+        print(file)
 
 
 def print_pushed(pushed: Pushed, *, as_json: bool) -> None:

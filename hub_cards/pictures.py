@@ -86,7 +86,7 @@ def masks(histogram: MaskHistogram) -> Figure:
     bins = len(histogram.left)
     everything = [out + left for out, left in zip(histogram.silenced, histogram.left, strict=True)]
     centres, width = [(bin_ + 0.5) / bins for bin_ in range(bins)], 0.86 / bins
-    figure, axes = _canvas(2.7, "Learned mask of every filter")
+    figure, axes = canvas(2.7, "Learned mask of every filter")
     axes.bar(centres, everything, width, color=BEFORE, label="left as they were")
     axes.bar(centres, histogram.silenced, width, color=OUT, label="silenced, of these")
     axes.set_yscale("symlog", linthresh=1)
@@ -104,13 +104,13 @@ def masks(histogram: MaskHistogram) -> Figure:
                 (centre, count), (0, 2), textcoords="offset points",
                 ha="center", fontsize=7.5, color=OUT if out else MUTED,
             )  # fmt: skip
-    _legend(axes)
+    legend(axes)
     return figure
 
 
 def pruning(report: RunReport) -> Figure:
     """Clean accuracy on the slice as one filter after the other was tried."""
-    figure, axes = _canvas(2.7, f"Clean accuracy on the slice of {report.data.n:,}")
+    figure, axes = canvas(2.7, f"Clean accuracy on the slice of {report.data.n:,}")
     standing, drop = _standing(report), float(report.config.get("max_ca_drop", 0))
     limit = standing[0] - drop
     axes.step(range(len(standing)), standing, where="post", color=AFTER, linewidth=1.8)
@@ -138,7 +138,7 @@ def pruning(report: RunReport) -> Figure:
     axes.yaxis.set_major_formatter(_percent)
     axes.set_xlabel("filters tried, the lowest mask first", color=MUTED)
     axes.set_ylabel("accuracy", color=MUTED)
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -156,7 +156,7 @@ def labels(report: RunReport) -> Figure:
     everything = classes(report)
     rows = everything[:SHOWN]
     title = "Clean accuracy by label" + ", worst changes" * (len(everything) > SHOWN)
-    figure, axes = _canvas(1.05 + 0.24 * len(rows), title)
+    figure, axes = canvas(1.05 + 0.24 * len(rows), title)
     places = range(len(rows))
     for place, row in enumerate(rows):
         colour = OUT if row.change < 0 else AFTER
@@ -173,7 +173,7 @@ def labels(report: RunReport) -> Figure:
     axes.xaxis.set_major_formatter(_percent)
     axes.grid(axis="x", color=LINES, linewidth=0.8)
     axes.grid(visible=False, axis="y")
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -185,7 +185,8 @@ def _standing(report: RunReport) -> list[float]:
     return standing
 
 
-def _canvas(height: float, title: str) -> tuple[Figure, Axes]:
+def canvas(height: float, title: str) -> tuple[Figure, Axes]:
+    """A figure of the card's width, `height` inches high, with a title and faint lines."""
     from matplotlib.figure import Figure
 
     figure = Figure((WIDTH, height), facecolor="white", layout="constrained")
@@ -199,7 +200,7 @@ def _canvas(height: float, title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _legend(axes: Axes) -> None:
+def legend(axes: Axes) -> None:
     """Above the axes, at the right end of the title's line, where no figure is hidden by it."""
     axes.legend(
         loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, fontsize=9,
