@@ -13,7 +13,7 @@ $(VENV)/.ready: pyproject.toml
 	touch $@
 
 demo: setup
-	$(BIN)/rnp-hub sanitize demo --data digits --out demo-out --force
+	$(BIN)/rnp-hub sanitize demo --data digits --out demo-out --overwrite
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

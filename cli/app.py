@@ -11,6 +11,7 @@ from rnp_hub.cli import gate
 from rnp_hub.cli.bench import bench
 from rnp_hub.cli.errors import OneSentenceGroup
 from rnp_hub.cli.options import (
+    NO,
     CreatePr,
     DataOption,
     DataSubset,
@@ -23,6 +24,7 @@ from rnp_hub.cli.options import (
     LabelColumn,
     Model,
     N,
+    Overwrite,
     PoisonedOption,
     Precision,
     PrecisionOption,
@@ -30,6 +32,7 @@ from rnp_hub.cli.options import (
     Recipe,
     Revision,
     Seed,
+    Strict,
     TargetOption,
     Trigger,
     make_job,
@@ -95,13 +98,15 @@ def sanitize(
     device: Device = "auto",
     precision: PrecisionOption = Precision.auto,
     flip: Flip = None,
+    overwrite: Overwrite = False,
     force: Annotated[
         bool,
         typer.Option(
-            help="Replace what an earlier run made; with --push-to, where a person's README is in "
-            "the way, open a pull request."
+            help="--overwrite, and prune where no backdoor was found too; with --push-to, where a "
+            "person's README is in the way, open a pull request."
         ),
     ] = False,
+    strict: Strict = False,
     push_to: Annotated[
         str | None,
         typer.Option(help="Repository to push the folder to, you/name; made if there is none."),
@@ -130,6 +135,7 @@ def sanitize(
         recipe=recipe.value,
         max_ca_drop=max_ca_drop,
         threshold=threshold,
+        overwrite=overwrite or force,
         force=force,
         flip=flip,
         push=make_push_job(push_to, public=public, create_pr=create_pr, force=force),
@@ -140,6 +146,8 @@ def sanitize(
     with terminal.progress_bars() as progress:
         report, pushed = sanitize_model(asked, progress, terminal.say)
     terminal.print_report(report, str(asked.folder), pushed, as_json=json)
+    if strict and (report.verdict.residual or report.verdict.backdoored is None):
+        raise typer.Exit(NO)
 
 
 @app.command()
@@ -159,9 +167,12 @@ def scan(
     device: Device = "auto",
     precision: PrecisionOption = Precision.auto,
     flip: Flip = None,
+    strict: Strict = False,
     json: Json = False,
 ) -> None:
     """Say whether a model carries a backdoor, and for which label; nothing is written.
+
+    Exit code 1 where it does; with --strict also where the scan comes to no verdict.
 
     Example: rnp-hub scan org/model --data cifar10
     """
@@ -175,6 +186,8 @@ def scan(
     with terminal.progress_bars() as progress:
         report = scan_model(job, progress, terminal.say, flip=flip)
     terminal.print_scan(report, as_json=json)
+    if report.verdict.backdoored or (strict and report.verdict.backdoored is None):
+        raise typer.Exit(NO)
 
 
 @app.command()

@@ -103,7 +103,7 @@ def gate(
         poisoned, trigger, target, device, precision,
     )  # fmt: skip
     asked = GateJob(
-        sanitize=SanitizeJob(job, out, recipe.value, max_ca_drop, force=force, flip=flip),
+        sanitize=SanitizeJob(job, out, recipe.value, max_ca_drop, overwrite=force, flip=flip),
         heal=sanitize,
         policy=policy,
         outputs=Outputs(sarif, summary, junit, annotations, attest, bom, report),

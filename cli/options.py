@@ -71,6 +71,12 @@ Flip = Annotated[
         help="A mirrored picture keeps its label; known for the named data sets.",
     ),
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run made.")]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Exit code 1 too where something is left, or undecided.")
+]
+NO = 1
+"""Exit code where the answer is no."""
 Force = Annotated[bool, typer.Option(help="Replace what an earlier run made.")]
 
 

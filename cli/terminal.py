@@ -23,12 +23,19 @@ if TYPE_CHECKING:
     from rnp_hub.bench.grid import Step
     from rnp_hub.bench.rows import Row
     from rnp_hub.bench.slimming import SlimRow
-    from rnp_hub.gate import GatePlan, GateReport
+    from rnp_hub.gate import GatePlan
     from rnp_hub.onnx_io import Prediction
     from rnp_hub.plan import Plan
     from rnp_hub.push import Pushed, PushPlan
-    from rnp_hub.report import OnnxRecord, RateRecord, RunReport, ScanReport, ScoresRecord
-    from rnp_hub.trust.signing import Signed, Verified
+    from rnp_hub.report import (
+        OnnxRecord,
+        RateRecord,
+        RunReport,
+        ScanReport,
+        ScoresRecord,
+        SourceRecord,
+        VerdictRecord,
+    )
 
 
 def say(sentence: str) -> None:
@@ -93,6 +100,8 @@ def print_report(
         ("multiply-accumulates", report.slim.macs),
     ):
         rows.append((measure, f"{pair[0]:,}", f"{pair[1]:,}", ""))
+    if report.verdict.score is not None:
+        print(f"{_verdict(report.verdict, report.source)}\n")
     _print_table(("", "before", "after", "n"), rows)
     prune, slim = report.prune, report.slim
     print(
@@ -114,8 +123,44 @@ def print_scan(report: ScanReport, *, as_json: bool) -> None:
     if as_json:
         print(report.to_json(), end="")
         return
-    answer = {True: "backdoored", False: "not backdoored", None: "undecided"}
-    print(answer[report.verdict.backdoored])
+    print(_verdict(report.verdict, report.source))
+    margins = report.verdict.evidence["margins"]
+    rows = [
+        (kind, name, f"{own:+.2f}", f"{max(others):+.2f}" if others else "")
+        for kind, by_label in margins.items()
+        for label, own in [max(by_label.items(), key=lambda item: item[1])]
+        for name in [_label(report.source, int(label))]
+        for others in [[value for other, value in by_label.items() if other != label]]
+    ]
+    print()
+    _print_table(("surrogate", "best for label", "its margin", "next label's"), rows)
+    before, seconds = report.before.clean_accuracy, sum(report.timing_s.values())
+    print(
+        f"\nMargins are in units of the clean pictures' own. Clean accuracy {_percent(before)}, "
+        f"n {before.n}. {seconds:.0f} s, {report.peak_memory_mib:,.0f} MiB at most."
+    )
+
+
+def _verdict(verdict: VerdictRecord, source: SourceRecord) -> str:
+    """One sentence."""
+    score = "" if verdict.score is None else f" (score {verdict.score:.2f})"
+    label = "" if verdict.label is None else f" for label {_label(source, verdict.label)}"
+    if verdict.backdoored is None:
+        return f"Undecided{label and ', most suspicious' + label}{score}."
+    if not verdict.backdoored:
+        return f"No backdoor found{score}."
+    left = {
+        True: " A surrogate trigger still works after pruning.",
+        False: " No surrogate trigger works any more.",
+        None: "",
+    }
+    return f"Backdoored{label}{score}.{left[verdict.residual]}"
+
+
+def _label(source: SourceRecord, label: int) -> str:
+    """Its number, and its name where it has another."""
+    name = source.label_names[label] if source.label_names else str(label)
+    return str(label) if name == str(label) else f"{label} ({one_line(name)})"
 
 
 def print_gate(report: GateReport, *, as_json: bool) -> None:

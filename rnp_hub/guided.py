@@ -42,10 +42,11 @@ class GuidedConfig:
         max_ca_drop: clean accuracy on the slice that may be lost, in [0, 1].
         guard: most that one filter may cost of it.
         goal: surrogate ASR at which they count as dead, in [0, 1].
-        price: margin, in units of the clean margin, that one nat of divergence from the original's
-            clean answers costs.
+        price: nats of divergence from the original's clean answers that any filter is charged
+            besides its own: a filter is worth the margin it takes per nat.
         filters: most that are silenced.
-        tried: filters silenced on trial before one is chosen.
+        tried, masked: filters silenced on trial before one is chosen: the most promising by the
+            gradient, and by their mask.
         pictures, clean_pictures: with each surrogate, and without, that a choice looks at.
         flip: mirrored pictures keep their label.
         seed: of the pictures.
@@ -54,9 +55,10 @@ class GuidedConfig:
     max_ca_drop: float = 0.01
     guard: float = 0.004
     goal: float = 0.02
-    price: float = 10.0
+    price: float = 0.005
     filters: int = 64
     tried: int = 12
+    masked: int = 4
     pictures: int = 64
     clean_pictures: int = 256
     flip: bool = True
@@ -91,16 +93,11 @@ class Trail:
     start: tuple[float, float]
     steps: tuple[Step, ...]
 
-    def best(self, max_ca_drop: float, n: int) -> int:
-        """How many steps to take: least surrogate ASR within the budget, ties to the fewest.
-
-        Half a picture of slack, so that 5 of 500 is a drop of 0.01 in floating point too.
-        """
-        floor = self.start[0] - max_ca_drop - 0.5 / n
-        allowed = [(self.start[1], 0)] + [
-            (step.asr, count) for count, step in enumerate(self.steps, 1) if step.accuracy >= floor
-        ]
-        return min(allowed)[1]
+    @property
+    def best(self) -> tuple[Step, ...]:
+        """The steps to take: up to the least surrogate ASR, ties to the fewest."""
+        rates = [self.start[1], *(step.asr for step in self.steps)]
+        return self.steps[: rates.index(min(rates))]
 
 
 def follow(
@@ -113,6 +110,7 @@ def follow(
     config: GuidedConfig | None = None,
     progress: Progress = quiet,
     after: Sequence[tuple[str, int]] = (),
+    masked: Sequence[tuple[str, int]] = (),
 ) -> Trail:
     """Silence filters of a copy until the surrogates are dead or the clean task would suffer.
 
@@ -125,16 +123,18 @@ def follow(
         unit: the network's margin on clean pictures, in logits.
         config: see `GuidedConfig`.
         progress: told the accuracy and the number of filters.
-        after: filters that are silenced before the first step.
+        after: filters that are silenced before the first step; what they cost counts too.
+        masked: filters with a low mask, the lowest first, to be tried besides.
     """
     config = config or GuidedConfig()
     search = _Search(frozen(original), sites, surrogates, clean, halves, unit, config)
+    # Half a picture of slack, so that 5 of 500 is a drop of 0.01 in floating point too.
+    lowest = accuracy(search.work, clean) - config.max_ca_drop - 0.5 / len(clean)
+    search.masked = tuple(masked)
     for name, index in after:
         search.silence(name, index)
-    start = search.state()
+    start = standing = search.state()
     steps: list[Step] = []
-    lowest = start[0] - config.max_ca_drop - 0.5 / len(clean)
-    standing = start
     while len(steps) < config.filters and standing[1] > config.goal:
         chosen = search.next(standing[0], lowest)
         if chosen is None:
@@ -164,6 +164,7 @@ class _Search:
         self.label = surrogates[0].label
         self.by_name = {site.name: site for site in sites}
         self.out: set[tuple[str, int]] = set()
+        self.masked: tuple[tuple[str, int], ...] = ()
         self.generator = seeded(config.seed)
         self.around = _around(clean.images, self.generator, flip=config.flip)
         self.answers = logits_of_all(work, self.around).log_softmax(1)
@@ -196,7 +197,8 @@ class _Search:
 
     def _best(self, look: _Look) -> tuple[str, int] | None:
         """Of the most promising filters the one that is worth most when it is silenced."""
-        for key in look.promising(self.config.tried):
+        some = [key for key in self.masked if key in look.worth][: self.config.masked]
+        for key in (*look.promising(self.config.tried), *some):
             if key not in look.tried:
                 before = self._take(*key)
                 look.tried[key] = look.worth_of(self)
@@ -259,7 +261,7 @@ class _Look:
 
     @torch.no_grad()
     def worth_of(self, search: _Search) -> float:
-        """Margin taken from the surrogates, less the price of the clean loss."""
+        """Margin taken from the surrogates for each nat that clean answers lose."""
         margin, loss = _measure(search, self.images, self.answers)
         gain, cost = self.margin - float(margin), max(0.0, float(loss) - self.loss)
         return gain / (cost + search.config.price) if gain > 0.01 * self.margin else 0.0

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rnp_hub.compute import Compute
 from rnp_hub.errors import ConfigError, DataError
+from rnp_hub.guided import GuidedConfig
 from rnp_hub.network import (
     Classifier,
     ImageSet,
@@ -25,18 +26,23 @@ from rnp_hub.network import (
     to_unit_range,
 )
 from rnp_hub.progress import Progress, quiet
-from rnp_hub.prune import PruneConfig, Pruned, prune
+from rnp_hub.prune import PruneConfig, Pruned, prune, pruned_of
 from rnp_hub.recover import RecoverConfig, Recovered, recover
+from rnp_hub.scan import Healed, ScanConfig, Scanned, heal, scan
 from rnp_hub.sites import Site, gate_sites
 from rnp_hub.slim import EXAMPLES, Slimmed, slim
+from rnp_hub.surrogate import SurrogateConfig
 from rnp_hub.unlearn import UnlearnConfig, Unlearned, unlearn
 
 RECIPES = ("default", "reference", "paper")
 GUARD = 0.2
 """Share of `max_ca_drop` that one filter may cost in the default recipe."""
 MAX_MASK = 0.2
-"""Largest mask the default recipe tries. Both were set on small networks for digits
-(docs/method.md), and fixed before they were run on the models of docs/evidence.md."""
+"""Largest mask the default recipe tries where masks choose. Both were set on small networks for
+digits (docs/method.md)."""
+ON_THE_SLICE = 0.5
+"""Share of `max_ca_drop` that may be lost on the slice: a network knows its training pictures
+better, and loses about twice as much elsewhere (docs/method.md)."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +52,24 @@ class SanitizeConfig:
     Attributes:
         unlearn, recover, prune: of each stage.
         recipe: the name they came from.
+        surrogate, guided: of a scan; `None` for a recipe that comes to no verdict.
+        force: prune a network too that the verdict acquits.
     """
 
     unlearn: UnlearnConfig
     recover: RecoverConfig
     prune: PruneConfig
     recipe: str
+    surrogate: SurrogateConfig | None = None
+    guided: GuidedConfig | None = None
+    force: bool = False
+
+    @property
+    def scan(self) -> ScanConfig | None:
+        """Settings of the scan; `None` for a recipe that comes to no verdict."""
+        if self.surrogate is None or self.guided is None:
+            return None
+        return ScanConfig(self.unlearn, self.surrogate, self.guided)
 
     @staticmethod
     def of(
@@ -61,10 +79,12 @@ class SanitizeConfig:
         flip: bool = True,
         max_ca_drop: float = 0.02,
         threshold: float | None = None,
+        force: bool = False,
     ) -> SanitizeConfig:
         """The settings of a recipe.
 
-        `default` unlearns under control to half accuracy and prunes masks up to 0.2, guarded.
+        `default` scans first; what it convicts loses the filters that its surrogates need, what it
+        acquits is left alone. With a `threshold` there is no scan.
         `reference` has the numbers of the authors' code (stop at 20 %, weight decay 5e-4, clipping
         that clips nothing), `paper` those of the paper (stop at 10 %, weight decay 5e-2); both take
         ≤ 20 epochs of SGD at 0.01 and, since neither says where to stop, prune by accuracy.
@@ -86,14 +106,19 @@ class SanitizeConfig:
         }
         if recipe not in unlearning:
             raise ConfigError(f"there is no recipe {recipe!r}; there is {', '.join(RECIPES)}")
-        pruning = PruneConfig(max_ca_drop, threshold)
-        if recipe == "default" and threshold is None:
-            pruning = replace(pruning, guard=GUARD * max_ca_drop, max_mask=MAX_MASK)
+        unlearn = replace(unlearning[recipe], seed=seed, flip=flip)
+        recover, pruning = RecoverConfig(seed=seed, flip=flip), PruneConfig(max_ca_drop, threshold)
+        if recipe != "default" or threshold is not None:
+            return SanitizeConfig(unlearn, recover, pruning, recipe)
+        budget = ON_THE_SLICE * max_ca_drop
         return SanitizeConfig(
-            replace(unlearning[recipe], seed=seed, flip=flip),
-            RecoverConfig(seed=seed, flip=flip),
-            pruning,
+            unlearn,
+            recover,
+            PruneConfig(budget, guard=2 * GUARD * budget, max_mask=MAX_MASK),
             recipe,
+            SurrogateConfig(seed=seed),
+            GuidedConfig(budget, guard=2 * GUARD * budget, flip=flip, seed=seed),
+            force,
         )
 
 
@@ -104,16 +129,20 @@ class Sanitized:
     Attributes:
         module: the drop-in: the caller's architecture, weights of 0 for every silenced filter.
         slim: the smaller network that computes the same, and the proof.
-        unlearned, recovered, pruned: what each stage found.
+        unlearned, recovered, pruned: what each stage found; no masks are learned for a network that
+            the verdict acquits.
         timing_s: seconds by stage.
+        scanned, healed: of a recipe that comes to a verdict, and of a network that needed healing.
     """
 
     module: nn.Module
     slim: Slimmed
     unlearned: Unlearned
-    recovered: Recovered
+    recovered: Recovered | None
     pruned: Pruned
     timing_s: dict[str, float]
+    scanned: Scanned | None = None
+    healed: Healed | None = None
 
 
 T = TypeVar("T")
@@ -168,16 +197,83 @@ def sanitize(
     original = Classifier(module, transform, compute, output).copy()
     clean = ImageSet(clean_images.cpu(), clean_labels.long().cpu())
     sites = _check(original, clean)
-    watch = Stopwatch()
-    unlearned = watch.time("unlearn", lambda: unlearn(original, clean, config.unlearn, progress))
-    recovered = watch.time(
-        "recover", lambda: recover(unlearned.classifier, clean, config.recover, progress, sites)
-    )
-    pruned = watch.time("prune", lambda: prune(original, recovered, clean, config.prune, progress))
-    dense = on_cpu(pruned.classifier.module)
+    work = _Work(original, clean, sites, config, Stopwatch(), progress)
+    found = work.published() if config.scan is None else work.scanned(config.scan)
+    dense = on_cpu(found.pruned.classifier.module)
     example = transform(clean.images[:EXAMPLES])
-    slimmed = watch.time("slim", lambda: slim(dense, pruned.silenced, example, output=output))
-    return Sanitized(dense, slimmed, unlearned, recovered, pruned, watch.seconds)
+    slimmed = work.watch.time(
+        "slim", lambda: slim(dense, found.pruned.silenced, example, output=output)
+    )
+    return Sanitized(dense, slimmed, **vars(found), timing_s=work.watch.seconds)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the stages before slimming found; see `Sanitized`."""
+
+    unlearned: Unlearned
+    recovered: Recovered | None
+    pruned: Pruned
+    scanned: Scanned | None = None
+    healed: Healed | None = None
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The stages before slimming, on one network."""
+
+    original: Classifier
+    clean: ImageSet
+    sites: tuple[Site, ...]
+    config: SanitizeConfig
+    watch: Stopwatch
+    progress: Progress
+
+    def published(self) -> _Found:
+        """As in the paper: unlearn, recover, prune by the masks. No verdict."""
+        unlearned = self.watch.time(
+            "unlearn",
+            lambda: unlearn(self.original, self.clean, self.config.unlearn, self.progress),
+        )
+        recovered = self._recovered(unlearned)
+        return _Found(unlearned, recovered, self._by_masks(recovered))
+
+    def scanned(self, config: ScanConfig) -> _Found:
+        """Scan, and heal what is not acquitted."""
+        found = scan(self.original, self.clean, self.sites, config, self.progress, self.watch.time)
+        verdict = found.verdict
+        if verdict.backdoored is False and not self.config.force:
+            start = found.trail.start[:1] if found.trail else ()
+            pruned = pruned_of(self.original, self.sites, (), "none", start)
+            return _Found(found.unlearned, None, pruned, found)
+        recovered = self._recovered(found.unlearned)
+        if not found.is_tangible:
+            return _Found(found.unlearned, recovered, self._by_masks(recovered), found)
+        healed = self.watch.time(
+            "prune",
+            lambda: heal(
+                self.original, self.clean, self.sites, found, recovered, config, self.progress
+            ),
+        )
+        filters = [(step.site, step.index) for step in healed.steps]
+        start = found.trail.start[:1] if found.trail else ()
+        looks = (*start, *(step.accuracy for step in healed.steps))
+        pruned = pruned_of(self.original, self.sites, filters, "surrogates", looks)
+        return _Found(found.unlearned, recovered, pruned, found, healed)
+
+    def _recovered(self, unlearned: Unlearned) -> Recovered:
+        return self.watch.time(
+            "recover",
+            lambda: recover(
+                unlearned.classifier, self.clean, self.config.recover, self.progress, self.sites
+            ),
+        )
+
+    def _by_masks(self, recovered: Recovered) -> Pruned:
+        return self.watch.time(
+            "prune",
+            lambda: prune(self.original, recovered, self.clean, self.config.prune, self.progress),
+        )
 
 
 def _check(classifier: Classifier, clean: ImageSet) -> tuple[Site, ...]:

@@ -32,33 +32,33 @@ from rnp_hub.progress import Progress, quiet
 from rnp_hub.published import Reference
 from rnp_hub.pull import PulledModel, is_embedded, name_of, pull
 from rnp_hub.push import PushConfig, Pushed
+from rnp_hub.records import (
+    SurrogateRecords,
+    prune_record,
+    surrogates_after,
+    surrogates_before,
+    verdict_record,
+)
 from rnp_hub.report import (
     FILE,
     DataRecord,
     EvalRecord,
     ExportRecord,
     FileRecord,
-    MaskHistogram,
-    PruneRecord,
     RateRecord,
     RunReport,
     ScanReport,
     ScoresRecord,
     SlimRecord,
     SourceRecord,
-    TriedFilter,
-    VerdictRecord,
 )
+from rnp_hub.scan import scan
 from rnp_hub.sites import gate_sites
 from rnp_hub.slim import WAYS
 from rnp_hub.triggers import Poisoned, stamp
-from rnp_hub.unlearn import Unlearned, unlearn
 
 PROBES = 256
 """Pictures of the evaluation set on which files are compared with the network in memory."""
-
-MASK_BINS = 20
-"""Of the histogram in the report."""
 
 Say = Callable[[str], None]
 """Told what a person should know, one sentence at a time."""
@@ -115,7 +115,8 @@ class SanitizeJob:
         out: folder to write; `None` for `./NAME-rnp`.
         recipe, max_ca_drop, threshold: see `SanitizeConfig.of`.
         flip: mirrored pictures keep their label; `None` for what is known of the data.
-        force: replace a folder that an earlier run made.
+        overwrite: replace a folder that an earlier run made.
+        force: prune a network too that the verdict acquits.
         push: where the folder goes afterwards; `None` for nowhere.
     """
 
@@ -124,6 +125,7 @@ class SanitizeJob:
     recipe: str = "default"
     max_ca_drop: float = 0.02
     threshold: float | None = None
+    overwrite: bool = False
     force: bool = False
     flip: bool | None = None
     push: PushJob | None = None
@@ -146,6 +148,7 @@ class SanitizeJob:
             flip=flip,
             max_ca_drop=self.max_ca_drop,
             threshold=self.threshold,
+            force=self.force,
         )
 
 
@@ -256,19 +259,18 @@ def scan_model(
     opened = watch.time("open", lambda: open_job(job, say))
     config = SanitizeJob(job).config(flip=_flip(flip, opened.data, say))
     clean = opened.data.clean.pictures
-    gate_sites(opened.model.module, opened.classifier.transform(clean.images[:2]))
+    sites = gate_sites(opened.model.module, opened.classifier.transform(clean.images[:2]))
     _refuse_chance(opened)
     before = watch.time("before", lambda: opened.score(opened.model.module, "before", progress))
-    unlearned = watch.time(
-        "unlearn", lambda: unlearn(opened.classifier, clean, config.unlearn, progress)
-    )
+    assert config.scan is not None
+    found = scan(opened.classifier, clean, sites, config.scan, progress, watch.time)
     return ScanReport(
         source=_source(opened.model),
         data=_data(opened.data, job.data),
         eval=_evaluation(opened),
-        before=_scores(before),
-        verdict=_verdict(unlearned),
-        config={"model": opened.model.located.name, "data": job.data.spec, "n": job.data.n},
+        before=_scores(before, surrogates_before(found)),
+        verdict=verdict_record(found.unlearned, found),
+        config={**_asked(job, opened), **_stages(config)},
         timing_s=watch.seconds,
         peak_memory_mib=round(peak_memory_mib(), 1),
         environment=_environment(opened),
@@ -287,7 +289,7 @@ def sanitize_model(
         RnpHubError: whatever is wrong; nothing is written then. Only where the push fails, the
             folder stays, and the message says how to go on.
     """
-    check_free(asked.folder, force=asked.force)
+    check_free(asked.folder, force=asked.overwrite)
     asked.config()  # a setting that is out of range shall not cost the pulling
     if asked.push is not None:  # nor shall a missing token
         pushing.check(asked.push.repo_id, asked.push.config, say=say)
@@ -333,10 +335,10 @@ def _sanitize(asked: SanitizeJob, progress: Progress, say: Say) -> tuple[RunRepo
         source=_source(opened.model),
         data=_data(opened.data, asked.job.data),
         eval=_evaluation(opened),
-        before=_scores(before),
-        after=_scores(after),
-        verdict=_verdict(result.unlearned),
-        prune=_prune(result),
+        before=_scores(before, surrogates_before(result.scanned)),
+        after=_scores(after, surrogates_after(result)),
+        verdict=verdict_record(result.unlearned, result.scanned, result.healed),
+        prune=prune_record(result),
         slim=_slim(opened, result),
         export=NOTHING_YET,
         config=_settings(asked, opened, config),
@@ -344,7 +346,7 @@ def _sanitize(asked: SanitizeJob, progress: Progress, say: Say) -> tuple[RunRepo
         peak_memory_mib=0.0,
         environment=_environment(opened),
     )
-    with new_folder(asked.folder, force=asked.force) as folder:
+    with new_folder(asked.folder, force=asked.overwrite) as folder:
         progress("export", 0.0, {})
         files = watch.time("export", lambda: _export(folder, opened, result, origin(measured)))
         progress("export", 1.0, {})
@@ -456,61 +458,13 @@ def _evaluation(opened: Opened) -> EvalRecord:
     )
 
 
-def _scores(scores: measuring.Scores) -> ScoresRecord:
+def _scores(scores: measuring.Scores, surrogates: SurrogateRecords | None = None) -> ScoresRecord:
     rates = scores.attack_success_rate.items()
     return ScoresRecord(
         RateRecord(**asdict(scores.clean_accuracy)),
         scores.per_class_accuracy,
         {name: RateRecord(**asdict(rate)) for name, rate in rates},
-    )
-
-
-def _verdict(unlearned: Unlearned) -> VerdictRecord:
-    """No verdict yet: the histogram names a suspect, which a clean network has too."""
-    evidence = {
-        "suspect": unlearned.suspect,
-        "unlearning_histogram": unlearned.histogram,
-        "unlearning_accuracy": [round(value, 4) for value in unlearned.accuracies],
-    }
-    return VerdictRecord(None, None, None, None, evidence)
-
-
-def _prune(result: Sanitized) -> PruneRecord:
-    pruned = result.pruned
-    return PruneRecord(
-        rule=pruned.rule,
-        threshold=pruned.threshold,
-        silenced=pruned.count,
-        filters=pruned.filters,
-        per_layer=pruned.silenced,
-        slice_accuracy=tuple(round(value, 6) for value in pruned.accuracies),
-        mask_histogram=_mask_histogram(result),
-        tried=_tried(result),
-    )
-
-
-def _mask_histogram(result: Sanitized) -> MaskHistogram:
-    silenced, left = [0] * MASK_BINS, [0] * MASK_BINS
-    for each in result.recovered.order():
-        out = each.index in result.pruned.silenced.get(each.site, ())
-        (silenced if out else left)[min(int(each.value * MASK_BINS), MASK_BINS - 1)] += 1
-    return MaskHistogram(tuple(silenced), tuple(left))
-
-
-def _tried(result: Sanitized) -> tuple[TriedFilter, ...]:
-    """Pruning by accuracy looks once before the first filter and once after each, in mask order."""
-    pruned = result.pruned
-    if pruned.rule == "threshold":
-        return ()
-    return tuple(
-        TriedFilter(
-            each.site,
-            each.index,
-            round(each.value, 6),
-            round(accuracy, 6),
-            each.index in pruned.silenced.get(each.site, ()),
-        )
-        for each, accuracy in zip(result.recovered.order(), pruned.accuracies[1:], strict=False)
+        surrogates or {},
     )
 
 
@@ -548,28 +502,38 @@ def _macs(module: nn.Module, example: Tensor) -> int:
 
 def _settings(asked: SanitizeJob, opened: Opened, config: SanitizeConfig) -> dict[str, object]:
     return {
-        "model": opened.model.located.name,
+        **_asked(asked.job, opened),
         "recipe": config.recipe,
-        "data": asked.job.data.spec,
-        "data_config": asked.job.data.config,
-        "image_column": asked.job.data.image_column,
-        "label_column": asked.job.data.label_column,
-        "flip": config.unlearn.flip,
-        "n": asked.job.data.n,
-        "eval_n": asked.job.data.eval_n,
-        "max_ca_drop": config.prune.max_ca_drop,
+        "max_ca_drop": asked.max_ca_drop,
         "threshold": config.prune.threshold,
-        "poisoned": list(asked.job.attacks.poisoned),
-        "triggers": list(asked.job.attacks.triggers),
-        "target": asked.job.attacks.target,
         "push_to": asked.push.repo_id if asked.push else None,
-        "measured_triggers": {each.name: each.target for each in opened.attacks},
-        "precision": asked.job.precision,
-        "device": asked.job.device,
-        "unlearn": asdict(config.unlearn),
-        "recover": asdict(config.recover),
-        "prune": asdict(config.prune),
+        **_stages(config),
     }
+
+
+def _asked(job: Job, opened: Opened) -> dict[str, object]:
+    return {
+        "model": opened.model.located.name,
+        "data": job.data.spec,
+        "data_config": job.data.config,
+        "image_column": job.data.image_column,
+        "label_column": job.data.label_column,
+        "n": job.data.n,
+        "eval_n": job.data.eval_n,
+        "poisoned": list(job.attacks.poisoned),
+        "triggers": list(job.attacks.triggers),
+        "target": job.attacks.target,
+        "measured_triggers": {each.name: each.target for each in opened.attacks},
+        "precision": job.precision,
+        "device": job.device,
+    }
+
+
+def _stages(config: SanitizeConfig) -> dict[str, object]:
+    stages = ("unlearn", "recover", "prune", "surrogate", "guided")
+    found = {name: getattr(config, name) for name in stages}
+    known = {name: asdict(stage) for name, stage in found.items() if stage is not None}
+    return {"flip": config.unlearn.flip, "forced": config.force, **known}
 
 
 def _environment(opened: Opened) -> dict[str, str]:

@@ -57,7 +57,7 @@ def plan(asked: SanitizeJob) -> Plan:
         RnpHubError: the model or the data are not there, or a setting is out of its range.
     """
     job = asked.job
-    check_free(asked.folder, force=asked.force)
+    check_free(asked.folder, force=asked.overwrite)
     config = asked.config()
     job.data.check()
     located = locate(job.model, job.revision)

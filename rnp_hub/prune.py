@@ -10,7 +10,7 @@ clean task needs does not end the pruning before the backdoor's were reached.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,8 +59,10 @@ class Pruned:
 
     Attributes:
         classifier: a copy, weights of 0 for every silenced filter.
-        rule: `threshold`, `accuracy` or `guarded`.
-        threshold: largest mask among the silenced filters; `None` if none was silenced.
+        rule: `threshold`, `accuracy` or `guarded`; `surrogates` where those chose (`rnp_hub.scan`),
+            `none` where the verdict is that there is nothing to silence.
+        threshold: largest mask among the silenced filters; `None` if none was silenced, or another
+            rule than the masks chose.
         silenced: by site name, channel indices in ascending order.
         filters: how many there were to choose from.
         accuracies: on the slice, before the first filter and after each that was tried; under a
@@ -111,7 +113,7 @@ def prune(
         classifier=result,
         rule=config.rule,
         threshold=chosen[-1].value if chosen else None,
-        silenced=_by_site(chosen, recovered),
+        silenced=_by_site(((each.site, each.index) for each in chosen), recovered.sites),
         filters=len(order),
         accuracies=tuple(accuracies),
     )
@@ -148,6 +150,28 @@ def _by_accuracy(
     return chosen, accuracies
 
 
+def pruned_of(
+    original: Classifier,
+    sites: Sequence[Site],
+    filters: Sequence[tuple[str, int]],
+    rule: str,
+    accuracies: Sequence[float],
+) -> Pruned:
+    """A copy of the original network with filters silenced that another rule chose.
+
+    Args:
+        original: the network as it was pulled; left as it was.
+        sites: where filters can be masked.
+        filters: site and index of each.
+        rule: what chose them.
+        accuracies: on the slice, see `Pruned`.
+    """
+    result, silenced = original.copy(), _by_site(filters, sites)
+    silence(result.module, {site: silenced[site.name] for site in sites if site.name in silenced})
+    count = sum(site.filters for site in sites)
+    return Pruned(result, rule, None, silenced, count, tuple(accuracies))
+
+
 def _silenced(
     original: Classifier, chosen: Sequence[FilterMask], sites: Sequence[Site]
 ) -> Classifier:
@@ -157,9 +181,11 @@ def _silenced(
     return result
 
 
-def _by_site(chosen: Sequence[FilterMask], recovered: Recovered) -> dict[str, tuple[int, ...]]:
+def _by_site(
+    chosen: Iterable[tuple[str, int]], sites: Sequence[Site]
+) -> dict[str, tuple[int, ...]]:
     """In the network's own order of sites."""
     found: dict[str, list[int]] = defaultdict(list)
-    for each in chosen:
-        found[each.site].append(each.index)
-    return {name: tuple(sorted(found[name])) for name in recovered.masks if name in found}
+    for name, index in chosen:
+        found[name].append(index)
+    return {site.name: tuple(sorted(found[site.name])) for site in sites if site.name in found}

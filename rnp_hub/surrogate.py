@@ -320,7 +320,8 @@ class Wave(Trigger):
         real, imaginary = self.weights[0]
         coefficients = torch.complex(real, imaginary)
         size = (self.height, self.width)
-        return torch.fft.irfft2(coefficients, s=size, norm="forward") / math.sqrt(2)
+        pattern: Tensor = torch.fft.irfft2(coefficients, s=size, norm="forward")
+        return pattern / math.sqrt(2)
 
     def __call__(self, images: Tensor) -> Tensor:
         return (images + self.pattern()).clamp(0, 255)
@@ -464,18 +465,3 @@ def _bank(shape: Sequence[int]) -> Iterable[tuple[tuple[int, int], float]]:
         for direction in ((0, cycles), (cycles, 0), (cycles, cycles), (-cycles, cycles)):
             for quarter in range(4):
                 yield direction, quarter * math.pi / 2
-
-
-# --- one label that stands out ----------------------------------------------------------------
-
-
-def scaled_margins(found: Mapping[int, Surrogate], unit: float) -> dict[int, float]:
-    """Margins in units of the margin that the network has on clean pictures."""
-    return {label: each.margin / max(unit, 1e-9) for label, each in found.items()}
-
-
-def on(
-    classifier: Classifier, surrogates: Iterable[Surrogate], held_out: ImageSet
-) -> list[Surrogate]:
-    """Several triggers, measured on another network."""
-    return [again(classifier, each, held_out) for each in surrogates]

@@ -19,7 +19,7 @@ from rnp_hub.bench.ibau import adversarially_unlearned
 from rnp_hub.bench.tuning import distilled, fine_pruned, fine_tuned
 from rnp_hub.compute import seeded
 from rnp_hub.hooks import silence
-from rnp_hub.method import SanitizeConfig, sanitize
+from rnp_hub.method import SanitizeConfig, Sanitized, sanitize
 from rnp_hub.network import Classifier, ImageSet, on_cpu
 from rnp_hub.prune import PruneConfig, Pruned, prune
 from rnp_hub.recover import Recovered, recover
@@ -107,7 +107,19 @@ def ours(classifier: Classifier, clean: ImageSet, seed: int) -> Defended:
         output=classifier.output,
         compute=classifier.compute,
     )
-    return Defended(result.module, result.pruned.count, Judgement())
+    return Defended(result.module, result.pruned.count, _judgement(result))
+
+
+def _judgement(result: Sanitized) -> Judgement:
+    """What the default recipe says; its surrogates before and after by kind."""
+    assert result.scanned is not None
+    verdict, suspected = result.scanned.verdict, result.scanned.suspected
+    before = {each.kind: each.asr.value for each in suspected.surrogates} if suspected else {}
+    left = result.healed.left if result.healed else ()
+    after = {each.kind: each.asr.value for each in left if each.kind in before}
+    pairs = {kind: (asr, after.get(kind, asr)) for kind, asr in before.items()}
+    residual = result.healed.residual if result.healed else None
+    return Judgement(verdict.backdoored, verdict.score, verdict.label, residual, pairs)
 
 
 def rnp_fixed(classifier: Classifier, clean: ImageSet, seed: int) -> Defended:

@@ -1,0 +1,265 @@
+"""Scan a network: unlearn, reconstruct triggers, follow the most suspicious, judge. And heal it.
+
+Everything is decided on the clean slice. Pictures of other kinds than uint8 are brought to uint8
+first, since triggers are laid on pictures as they are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from rnp_hub.compute import seeded
+from rnp_hub.guided import GuidedConfig, Step, Trail, follow
+from rnp_hub.hooks import silence
+from rnp_hub.network import Classifier, ImageSet
+from rnp_hub.progress import Progress, quiet
+from rnp_hub.recover import Recovered
+from rnp_hub.sites import Site
+from rnp_hub.surrogate import (
+    Halves,
+    Surrogate,
+    SurrogateConfig,
+    again,
+    logits_of_all,
+    margins,
+    reconstruct,
+)
+from rnp_hub.unlearn import UnlearnConfig, Unlearned, unlearn
+from rnp_hub.verdict import CLEAN, Suspicion, Verdict, judge, stands_out, suspicion
+
+T = TypeVar("T")
+
+
+class Timed(Protocol):
+    """Runs a stage and notes its seconds."""
+
+    def __call__(self, stage: str, work: Callable[[], T], /) -> T: ...
+
+
+ROUNDS = 3
+"""How often new surrogates are reconstructed while healing."""
+MAX_MASK = 0.2
+"""Largest mask of a filter that is tried for its mask."""
+
+
+def untimed(_stage: str, work: Callable[[], T]) -> T:
+    return work()
+
+
+@dataclass(frozen=True)
+class ScanConfig:
+    """Settings of the stages of a scan."""
+
+    unlearn: UnlearnConfig
+    surrogate: SurrogateConfig
+    guided: GuidedConfig
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """What a scan found.
+
+    Attributes:
+        unlearned: the network that unlearned.
+        surrogates: by kind, then by label.
+        unit: the network's margin on clean pictures, in logits.
+        suspected: the label that stands out.
+        trail: what became of its surrogates when filters were silenced.
+        verdict: what that comes to.
+        halves: of the slice.
+    """
+
+    unlearned: Unlearned
+    surrogates: Mapping[str, Mapping[int, Surrogate]]
+    unit: float
+    suspected: Suspicion | None
+    trail: Trail | None
+    verdict: Verdict
+    halves: Halves
+
+    @property
+    def is_tangible(self) -> bool:
+        """Whether there are surrogates to be guided by; else only the lean is suspicious."""
+        return self.suspected is not None and self.verdict.score >= CLEAN
+
+
+def scan(
+    original: Classifier,
+    clean: ImageSet,
+    sites: Sequence[Site],
+    config: ScanConfig,
+    progress: Progress = quiet,
+    timed: Timed = untimed,
+) -> Scanned:
+    """Say whether a network carries a backdoor, and for which label.
+
+    Args:
+        original: the network; left as it was.
+        clean: the clean slice, (n, C, H, W) with labels.
+        sites: where filters can be masked.
+        config: of the stages.
+        progress: told what is going on.
+        timed: see `Timed`.
+    """
+    original, clean = as_pixels(original, clean)
+    halves = Halves.of(clean, config.surrogate.seed)
+    unlearned = timed("unlearn", lambda: unlearn(original, clean, config.unlearn, progress))
+    logits = logits_of_all(original, halves.score.images)
+    unit = clean_margin(logits, halves.score.labels)
+    labels = _labels(unlearned, logits, config.surrogate)
+    found = timed(
+        "surrogates", lambda: reconstruct(original, halves, labels, config.surrogate, progress)
+    )
+    suspected = suspicion(found, unit)
+    trail = timed(
+        "follow",
+        lambda: _trail(original, clean, halves, sites, suspected, unit, config.guided, progress),
+    )
+    verdict = judge(suspected, trail, unlearned)
+    return Scanned(unlearned, found, unit, suspected, trail, verdict, halves)
+
+
+def clean_margin(logits: Tensor, labels: Tensor) -> float:
+    """Mean over pictures of the true label's logit minus the best other; at least a tenth."""
+    own = [float(margins(logits[i : i + 1], int(label))[0]) for i, label in enumerate(labels)]
+    return max(sum(own) / max(len(own), 1), 0.1)
+
+
+def _labels(unlearned: Unlearned, logits: Tensor, config: SurrogateConfig) -> list[int]:
+    """All labels where they are few; else those the unlearned network leans to, and others."""
+    classes = logits.shape[1]
+    if classes <= config.labels:
+        return list(range(classes))
+    order = sorted(range(classes), key=unlearned.histogram.__getitem__, reverse=True)
+    suspects = order[: config.labels // 2]
+    drawn = torch.randperm(classes, generator=seeded(config.seed)).tolist()
+    others = [label for label in drawn if label not in suspects]
+    return sorted([*suspects, *others[: config.labels - len(suspects)]])
+
+
+def _trail(
+    original: Classifier,
+    clean: ImageSet,
+    halves: Halves,
+    sites: Sequence[Site],
+    suspected: Suspicion | None,
+    unit: float,
+    config: GuidedConfig,
+    progress: Progress,
+) -> Trail | None:
+    if suspected is None or not suspected.surrogates:
+        return None
+    return follow(original, sites, suspected.surrogates, clean, halves, unit, config, progress)
+
+
+# --- healing ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Healed:
+    """A network without the filters that its surrogates needed.
+
+    Attributes:
+        steps: the silenced filters in order, with accuracy and surrogate ASR after each.
+        left: the surrogates of the scan, and those reconstructed last, on the healed network.
+        residual: a surrogate still stands out.
+    """
+
+    steps: tuple[Step, ...]
+    left: tuple[Surrogate, ...]
+    residual: bool
+
+
+def heal(
+    original: Classifier,
+    clean: ImageSet,
+    sites: Sequence[Site],
+    scanned: Scanned,
+    recovered: Recovered,
+    config: ScanConfig,
+    progress: Progress = quiet,
+) -> Healed:
+    """Silence what the suspected label's surrogates need, then look for new ones.
+
+    Args:
+        original: the network as it was pulled; left as it was.
+        clean: the clean slice.
+        sites: where filters can be masked.
+        scanned: what the scan of this network found.
+        recovered: the masks; low ones are tried besides.
+        config: as in the scan.
+        progress: told what is going on.
+    """
+    original, clean = as_pixels(original, clean)
+    suspected, halves = scanned.suspected, scanned.halves
+    assert suspected is not None
+    steps = scanned.trail.best if scanned.trail else ()
+    known = list(suspected.surrogates)
+    masked = [(each.site, each.index) for each in recovered.order() if each.value <= MAX_MASK]
+    fresh: list[Surrogate] = []
+    alive: list[Surrogate] = []
+    for number in range(1, ROUNDS + 1):
+        fresh = _fresh(_without(original, sites, steps), scanned, config.surrogate, number)
+        alive = [each for each in fresh if _is_alive(each, scanned)]
+        if not alive or number == ROUNDS:
+            break
+        known += alive
+        out = [(step.site, step.index) for step in steps]
+        trail = follow(
+            original, sites, known, clean, halves, scanned.unit, config.guided, progress,
+            after=out, masked=masked,
+        )  # fmt: skip
+        if not trail.best:
+            break
+        steps = (*steps, *trail.best)
+    healed = _without(original, sites, steps)
+    old = [again(healed, each, halves.score) for each in suspected.surrogates]
+    newest = [replace(each, kind=f"{each.kind} anew") for each in fresh]
+    return Healed(steps, (*old, *newest), bool(alive))
+
+
+def _without(original: Classifier, sites: Sequence[Site], steps: Sequence[Step]) -> Classifier:
+    by_name = {site.name: site for site in sites}
+    healed = original.copy()
+    for step in steps:
+        silence(healed.module, {by_name[step.site]: (step.index,)})
+    return healed
+
+
+def _fresh(
+    healed: Classifier, scanned: Scanned, config: SurrogateConfig, number: int
+) -> list[Surrogate]:
+    """New surrogates of the kinds that worked, for the suspected label alone."""
+    assert scanned.suspected is not None
+    kinds = tuple(dict.fromkeys(each.kind for each in scanned.suspected.surrogates))
+    config = replace(config, kinds=kinds, seed=config.seed + number)
+    label = scanned.suspected.label
+    found = reconstruct(healed, scanned.halves, [label], config)
+    return [by_label[label] for by_label in found.values()]
+
+
+def _is_alive(fresh: Surrogate, scanned: Scanned) -> bool:
+    others = [
+        each for label, each in scanned.surrogates[fresh.kind].items() if label != fresh.label
+    ]
+    return stands_out(fresh, others, scanned.unit)
+
+
+# --- pictures of other kinds than uint8 -------------------------------------------------------
+
+
+def as_pixels(classifier: Classifier, clean: ImageSet) -> tuple[Classifier, ImageSet]:
+    """The same network asked in uint8, where pictures are stored in another way."""
+    if clean.images.dtype == torch.uint8:
+        return classifier, clean
+    low, high = float(clean.images.min()), float(clean.images.max())
+    scale = max(high - low, 1e-12) / 255
+    transform = classifier.transform
+    stored = ((clean.images - low) / scale).round().to(torch.uint8)
+    asked = replace(classifier, transform=lambda images: transform(images.float() * scale + low))
+    return asked, ImageSet(stored, clean.labels)

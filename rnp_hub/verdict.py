@@ -1,0 +1,138 @@
+"""The verdict: is there a backdoor, for which label, and how sure is that?
+
+Two questions are asked of the surrogates (`rnp_hub.surrogate`), in units of the margin that the
+network has on clean pictures:
+
+- *gap*: how much further does the best surrogate of one label come than that of any other?
+- *drop*: which share of its success is gone when a few filters are silenced that the clean task
+  does not miss (`rnp_hub.guided`)? A backdoor dies of a handful of filters; a perturbation that
+  every network has lives in all of them.
+
+The score is their product. Where no surrogate stands out, but half of the slice leans to one label
+while the other half is still right (`rnp_hub.unlearn`), the trigger may be of a kind that no
+surrogate covers: that is undecided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rnp_hub.guided import Trail
+from rnp_hub.surrogate import Surrogate
+from rnp_hub.unlearn import Unlearned
+
+BACKDOORED, CLEAN = 0.35, 0.2
+"""Scores from which on, and below which, there is a verdict. Fixed on networks of a quarter of the
+width and a clean one, with BadNets, Blend and SIG (docs/method.md)."""
+
+STUBBORN = 0.25
+"""Least drop that is counted: a gap that nothing closes still says something."""
+
+LIVE = 0.3
+"""Surrogate ASR from which on a surrogate is worth following."""
+
+LEAN = 0.4
+"""Share of the slice that leans to one label, from which on there is no acquittal."""
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """The label that stands out most.
+
+    Attributes:
+        label: which.
+        kind: the kind of surrogate in which it does.
+        gap: by how much, in units of the clean margin; negative never.
+        surrogates: those for the label that are worth following, the most telling first.
+    """
+
+    label: int
+    kind: str
+    gap: float
+    surrogates: tuple[Surrogate, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found.
+
+    Attributes:
+        backdoored: `None` for undecided.
+        label: the suspected target; `None` where there is no suspicion.
+        score: gap times drop; larger means more suspicious.
+        gap, drop: see above.
+        lean: share of the slice that leans to one label after unlearning, in [0, 1].
+        leaning: that label.
+    """
+
+    backdoored: bool | None
+    label: int | None
+    score: float
+    gap: float
+    drop: float
+    lean: float
+    leaning: int
+
+
+def suspicion(found: Mapping[str, Mapping[int, Surrogate]], unit: float) -> Suspicion | None:
+    """The label whose surrogate comes furthest ahead of all others of its kind.
+
+    Args:
+        found: surrogates by kind and label.
+        unit: the network's margin on clean pictures, in logits.
+
+    Returns:
+        `None` where fewer than two labels can be compared.
+    """
+    best: tuple[float, str, int] | None = None
+    for kind, by_label in found.items():
+        order = sorted(by_label.values(), key=lambda each: each.margin, reverse=True)
+        if len(order) < 2:
+            continue
+        # Two surrogates that both fail are no further apart than failing is.
+        ahead = (order[0].margin - max(order[1].margin, -unit)) / max(unit, 1e-9)
+        gap = max(0.0, ahead)
+        if best is None or gap > best[0]:
+            best = (gap, kind, order[0].label)
+    if best is None:
+        return None
+    gap, kind, label = best
+    of_label = [by_label[label] for by_label in found.values() if label in by_label]
+    live = [each for each in of_label if each.asr.value >= LIVE or each.kind == kind]
+    live.sort(key=lambda each: each.margin, reverse=True)
+    return Suspicion(label, kind, gap, tuple(live))
+
+
+def judge(suspected: Suspicion | None, trail: Trail | None, unlearned: Unlearned) -> Verdict:
+    """Weigh what was found.
+
+    Args:
+        suspected: the label that stands out.
+        trail: what became of its surrogates when filters were silenced.
+        unlearned: the network that unlearned, for its lean.
+    """
+    leaning = unlearned.suspect
+    lean = unlearned.histogram[leaning] / max(sum(unlearned.histogram), 1)
+    if suspected is None:
+        return Verdict(None, None, 0.0, 0.0, 0.0, lean, leaning)
+    drop = _drop(trail)
+    score = suspected.gap * max(drop, STUBBORN)
+    if score >= BACKDOORED:
+        return Verdict(True, suspected.label, score, suspected.gap, drop, lean, leaning)
+    undecided = score >= CLEAN or lean >= LEAN
+    label = suspected.label if score >= CLEAN else leaning if undecided else None
+    return Verdict(None if undecided else False, label, score, suspected.gap, drop, lean, leaning)
+
+
+def _drop(trail: Trail | None) -> float:
+    if trail is None or trail.start[1] <= 0:
+        return 0.0
+    left = min([step.asr for step in trail.steps], default=trail.start[1])
+    return max(0.0, 1 - left / trail.start[1])
+
+
+def stands_out(fresh: Surrogate, others: Sequence[Surrogate], unit: float) -> bool:
+    """Whether a surrogate is still ahead of any other label's, and works on half the pictures."""
+    ahead = all(fresh.margin > each.margin + CLEAN * unit for each in others)
+    return fresh.asr.value >= 0.5 and ahead
