@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rnp_hub.bench.grid import Step
     from rnp_hub.bench.rows import Row
     from rnp_hub.bench.slimming import SlimRow
-    from rnp_hub.gate import GatePlan
+    from rnp_hub.gate import GatePlan, GateReport
     from rnp_hub.onnx_io import Prediction
     from rnp_hub.plan import Plan
     from rnp_hub.push import Pushed, PushPlan
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         SourceRecord,
         VerdictRecord,
     )
+    from rnp_hub.trust.signing import Signed, Verified
 
 
 def say(sentence: str) -> None:
