@@ -118,6 +118,8 @@ class _Descent:
     """The network on its way down, and the steps it takes."""
 
     def __init__(self, classifier: Classifier, clean: ImageSet, config: UnlearnConfig) -> None:
+        # Frozen parameters unlearn too: the copy is ours.
+        classifier.module.requires_grad_(True)
         self.classifier = classifier
         self.clean = clean
         self.config = config
