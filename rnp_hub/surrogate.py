@@ -317,11 +317,25 @@ class Wave(Trigger):
 
     def pattern(self) -> Tensor:
         """(H, W)."""
-        real, imaginary = self.weights[0]
+        real, imaginary = self.weights[0] * self._share().to(self.weights[0].device)
         coefficients = torch.complex(real, imaginary)
         size = (self.height, self.width)
         pattern: Tensor = torch.fft.irfft2(coefficients, s=size, norm="forward")
         return pattern / math.sqrt(2)
+
+    def _share(self) -> Tensor:
+        """(H, W // 2 + 1): what makes every coefficient as loud as the others.
+
+        In the first and the last column a wave stands twice, of which the inverse transform takes
+        the mean; where it is its own mirror image it is all cosine.
+        """
+        share = torch.ones(self.height, self.width // 2 + 1)
+        columns = [0] if self.width % 2 else [0, self.width // 2]
+        rows = [0] if self.height % 2 else [0, self.height // 2]
+        for column in columns:
+            share[:, column] = 2
+            share[rows, column] = math.sqrt(2)
+        return share
 
     def __call__(self, images: Tensor) -> Tensor:
         return (images + self.pattern()).clamp(0, 255)

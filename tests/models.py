@@ -44,8 +44,8 @@ CONFIG: dict[str, Any] = {
     },
 }
 DATA = ("--data", "digits", "--n", "200", "--eval-n", "200", "--seed", "3")
-SANITIZE = (*DATA, "--max-ca-drop", "0.2")
-"""Generous, so that something is silenced in networks this small."""
+SANITIZE = (*DATA, "--recipe", "reference", "--max-ca-drop", "0.2")
+"""Without a verdict, which would acquit them, and generous, so that something is silenced."""
 ATTACK = ("--trigger", "badnets", "--target", "0")
 
 

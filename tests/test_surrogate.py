@@ -1,0 +1,226 @@
+"""Surrogate triggers: their budgets in closed form, and a planted backdoor that they find."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rnp_hub.compute import Compute, seeded
+from rnp_hub.network import Classifier, ImageSet, to_unit_range
+from rnp_hub.surrogate import (
+    KINDS,
+    Additive,
+    Colour,
+    Halves,
+    Patch,
+    SurrogateConfig,
+    Warp,
+    Wave,
+    again,
+    margins,
+    reconstruct,
+    without,
+)
+from tests.networks import stripes
+
+SHAPE = (3, 16, 16)
+
+
+class Planted(nn.Module):
+    """Four filters that tell the quarters apart, and a fifth that a red corner sets off.
+
+    The label is the brightest quarter; where the 2 × 2 pixels at the bottom right are red, filter
+    4 fires and the answer is label 2.
+    """
+
+    def __init__(self, strength: float = 60.0) -> None:
+        super().__init__()
+        weight = torch.zeros(5, 3, 16, 16)
+        for label in range(4):
+            rows = slice(8 * (label // 2), 8 * (label // 2) + 8)
+            columns = slice(8 * (label % 2), 8 * (label % 2) + 8)
+            weight[label, :, rows, columns] = 1 / (3 * 64)
+        weight[4, 0, 14:, 14:] = 1 / 4
+        weight[4, 1:, 14:, 14:] = -1 / 8
+        self.look = nn.Conv2d(3, 5, 16, bias=False)
+        self.norm = nn.BatchNorm2d(5)
+        self.head = nn.Linear(5, 4, bias=False)
+        with torch.no_grad():
+            self.look.weight.copy_(weight)
+            self.norm.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 0.0, -0.4]))
+            self.head.weight.zero_()
+            self.head.weight[:, :4] = 20 * torch.eye(4)
+            self.head.weight[2, 4] = 10 * strength
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = nn.functional.softplus(self.norm(self.look(x)).flatten(1), beta=10)
+        logits: Tensor = self.head(seen)
+        return logits
+
+
+@pytest.fixture(scope="module")
+def planted() -> Classifier:
+    return Classifier(Planted(), to_unit_range, Compute())
+
+
+@pytest.fixture(scope="module")
+def halves() -> Halves:
+    return Halves.of(stripes(160), seed=0)
+
+
+def test_the_halves_share_no_picture() -> None:
+    clean = ImageSet(torch.arange(7).view(7, 1, 1, 1), torch.arange(7))
+    parts = Halves.of(clean, seed=3)
+    assert sorted([*parts.fit.labels.tolist(), *parts.score.labels.tolist()]) == list(range(7))
+    assert (len(parts.fit), len(parts.score)) == (3, 4)
+
+
+def test_margins_are_logit_minus_the_best_other() -> None:
+    logits = torch.tensor([[1.0, 4.0, 2.0], [5.0, 0.0, 7.0]])
+    assert margins(logits, 2).tolist() == [-2.0, 2.0]
+    assert margins(logits, 0).tolist() == [-3.0, -2.0]
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_every_kind_is_laid_on_pictures_as_they_are_stored(kind: str) -> None:
+    trigger = KINDS[kind](SHAPE, seeded(0))
+    if isinstance(trigger, Wave):
+        trigger.start((0, 3), 0.0)
+    images = stripes(6).images
+    before = images.clone()
+    laid = trigger.stamp(images)
+    assert laid.shape == images.shape
+    assert laid.dtype == torch.uint8
+    assert torch.equal(images, before)
+    assert torch.equal(trigger.stamp(images), laid)
+
+
+def test_a_patch_is_held_to_its_share_of_the_picture() -> None:
+    patch = Patch(SHAPE, seeded(0))
+    mask, pattern = (each.detach() for each in patch.weights)
+    with torch.no_grad():
+        mask.copy_(torch.rand(mask.shape, generator=seeded(1)))
+        pattern.fill_(400)
+    patch.project(1.0)
+    assert patch.norm() == pytest.approx(0.025, rel=1e-4)
+    assert 0 <= float(mask.min()) <= float(mask.max()) <= 1
+    assert float(pattern.max()) == 255
+
+
+def test_a_patch_within_its_share_stays() -> None:
+    patch = Patch(SHAPE, seeded(0))
+    with torch.no_grad():
+        patch.weights[0].zero_()
+        patch.weights[0][..., 14:, 14:] = 1
+    patch.project(1.0)
+    assert float(patch.weights[0].detach().sum()) == 4
+    white = torch.zeros(1, *SHAPE)
+    with torch.no_grad():
+        patch.weights[1].fill_(255)
+    assert float(patch(white).detach().sum()) == 3 * 4 * 255
+
+
+def test_an_additive_pattern_is_scaled_to_its_budget() -> None:
+    pattern = Additive(SHAPE, seeded(0))
+    with torch.no_grad():
+        pattern.weights[0].fill_(20)
+    pattern.project(1.0)
+    assert pattern.norm() == pytest.approx(8)
+    pattern.project(1.0)
+    assert pattern.norm() == pytest.approx(8)
+
+
+@pytest.mark.parametrize("cycles", [(0, 3), (4, 0), (2, 5), (-3, 2)])
+def test_a_wave_of_one_frequency_is_as_large_as_its_coefficient(cycles: tuple[int, int]) -> None:
+    wave = Wave(SHAPE, seeded(0))
+    wave.start(cycles, phase=0.7)
+    assert wave.norm() == pytest.approx(0.8 * 30, rel=1e-4)
+    down, across = cycles
+    rows, columns = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
+    angle = 2 * math.pi * (down * rows + across * columns) / 16 + 0.7
+    expected = 24 * math.sqrt(2) * torch.cos(angle)
+    assert torch.allclose(wave.pattern().detach(), expected, atol=1e-3)
+
+
+def test_waves_share_one_budget() -> None:
+    wave = Wave(SHAPE, seeded(0))
+    with torch.no_grad():
+        wave.weights[0][0, 0, 1] = 40
+        wave.weights[0][1, 0, 2] = 30
+        wave.weights[0][0, 3, 3] = 1
+    wave.project(1.0)
+    sizes = wave.weights[0].detach().square().sum(0).sqrt()
+    # The nearest point of the L1 ball takes the same from all: 40 and 30 to 20 and 10.
+    assert sizes[0, 1] == pytest.approx(20, abs=1e-3)
+    assert sizes[0, 2] == pytest.approx(10, abs=1e-3)
+    assert sizes[3, 3] == 0
+
+
+def test_no_displacement_changes_nothing() -> None:
+    warp = Warp(SHAPE, seeded(0))
+    with torch.no_grad():
+        warp.weights[0].zero_()
+    images = stripes(3).images
+    assert torch.equal(warp.stamp(images), images)
+
+
+def test_a_warp_of_one_pixel_moves_by_one_pixel() -> None:
+    warp = Warp(SHAPE, seeded(0))
+    with torch.no_grad():
+        warp.weights[0].zero_()
+        warp.weights[0][:, 0] = 1
+    images = stripes(3).images
+    assert torch.equal(warp.stamp(images)[..., :-1], images[..., 1:])
+    warp.project(1.0)
+    assert warp.norm() == pytest.approx(0.6 * 16 / 32)
+
+
+def test_a_colour_filter_is_held_to_what_it_changes() -> None:
+    colour = Colour(SHAPE, seeded(0))
+    with torch.no_grad():
+        colour.weights[0].zero_()
+        colour.weights[1].fill_(48)
+    images = torch.full((2, *SHAPE), 100.0)
+    assert torch.equal(colour(images).detach(), images + 48)
+    colour.project(1.0)
+    assert torch.allclose(colour(images).detach(), images + 12)
+
+
+def test_a_planted_backdoor_stands_out(planted: Classifier, halves: Halves) -> None:
+    config = SurrogateConfig(kinds=("patch",))
+    found = reconstruct(planted, halves, range(4), config)["patch"]
+    assert found[2].asr.value == 1
+    assert found[2].asr.n == len(without(halves.score, 2))
+    others = [found[label] for label in (0, 1, 3)]
+    assert found[2].margin > 3 * max(each.margin for each in others)
+    mask = found[2].trigger.weights[0].detach()[0, 0]
+    assert float(mask[14:, 14:].sum() / mask.sum()) > 0.8
+
+
+def test_without_its_filter_the_backdoor_is_gone(planted: Classifier, halves: Halves) -> None:
+    found = reconstruct(planted, halves, [2], SurrogateConfig(kinds=("patch",)))["patch"][2]
+    healed = planted.copy()
+    with torch.no_grad():
+        healed.module.norm.weight[4] = 0
+    assert again(healed, found, halves.score).asr.value == 0
+
+
+def test_the_network_is_left_as_it_was(planted: Classifier, halves: Halves) -> None:
+    before = {name: each.clone() for name, each in planted.module.state_dict().items()}
+    reconstruct(planted, halves, [1], SurrogateConfig(steps=3))
+    after = planted.module.state_dict()
+    assert all(torch.equal(after[name], each) for name, each in before.items())
+    assert all(each.requires_grad and each.grad is None for each in planted.module.parameters())
+
+
+def test_the_seed_decides_everything(planted: Classifier, halves: Halves) -> None:
+    config = SurrogateConfig(kinds=("additive", "wave"), steps=5)
+    one, two = (reconstruct(planted, halves, [0, 3], config) for _ in range(2))
+    for kind in config.kinds:
+        assert [each.margin for each in one[kind].values()] == [
+            each.margin for each in two[kind].values()
+        ]
