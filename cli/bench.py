@@ -17,25 +17,38 @@ def root() -> None:
     """Make the evidence again, on this machine."""
 
 
+Log = Annotated[
+    Path, typer.Option(help="Where each run leaves a line; those in it are not run again.")
+]
+Timeout = Annotated[float, typer.Option(help="Seconds for one network.")]
+Memory = Annotated[float, typer.Option(help="MiB for one network.")]
+Markdown = Annotated[
+    Path | None, typer.Option(help="Document to write the table into, between its marks.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one list of objects.")]
+
+
 @bench.command()
 def slim(
     models: Annotated[
         Path, typer.Option(help="File with one network a line: family, tab, name in timm.")
     ],
-    log: Annotated[
-        Path, typer.Option(help="Where each network leaves a line; those in it are not run again.")
-    ] = Path("bench-out/slim.jsonl"),
+    log: Log = Path("bench-out/slim.jsonl"),
     seed: Annotated[int, typer.Option(help="Of weights, statistics and silenced filters.")] = 0,
-    timeout: Annotated[float, typer.Option(help="Seconds for one network.")] = 300.0,
-    memory: Annotated[float, typer.Option(help="MiB for one network.")] = 8192.0,
-    json: Annotated[bool, typer.Option("--json", help="Print one list of objects.")] = False,
+    timeout: Timeout = 300.0,
+    memory: Memory = 8192.0,
+    markdown: Markdown = None,
+    json: Json = False,
 ) -> None:
     """Silence a quarter of the filters of every site of many networks, remove them, compare.
 
+    One process a network; OMP_NUM_THREADS says with how many threads.
+
     Example: rnp-hub bench slim --models families.txt
     """
-    from rnp_hub.bench.slimming import Limits, measure_all, names_in
+    from rnp_hub.bench.processes import Limits
+    from rnp_hub.bench.slimming import document, measure_all, names_in
     from rnp_hub.cli import terminal
 
     rows = measure_all(names_in(models), log, seed, Limits(timeout, memory), terminal.note)
-    terminal.print_slim_rows(rows, as_json=json)
+    terminal.print_evidence(rows, document(rows), "bench slim", markdown, as_json=json)

@@ -20,7 +20,8 @@ from rnp_hub.progress import Progress
 from rnp_hub.text import one_line
 
 if TYPE_CHECKING:
-    from rnp_hub.bench.slimming import SlimRow
+    from _typeshed import DataclassInstance
+
     from rnp_hub.onnx_io import Prediction
     from rnp_hub.plan import Plan
     from rnp_hub.push import Pushed, PushPlan
@@ -126,14 +127,23 @@ def print_export(file: Path, record: OnnxRecord, *, as_json: bool) -> None:
     )
 
 
-def print_slim_rows(rows: Sequence[SlimRow], *, as_json: bool) -> None:
-    """What `bench slim` measured: a table of Markdown."""
-    from rnp_hub.bench.slimming import table
+def print_evidence(
+    rows: Sequence[DataclassInstance],
+    document: str,
+    name: str,
+    markdown: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    """What a `bench` measured: Markdown, into a section of a document too where one is given."""
+    from rnp_hub.bench.tables import put_section
 
+    if markdown is not None:
+        put_section(markdown, name, document)
     if as_json:
         _print_json([asdict(row) for row in rows])
     else:
-        print(table(rows), end="")
+        print(document, end="")
 
 
 def print_pushed(pushed: Pushed, *, as_json: bool) -> None:

@@ -32,6 +32,7 @@ ORDER = [
     "recover",
     "prune",
     "edits",
+    "removal",
     "slim",
     "method",
     "transformers_io",
