@@ -52,3 +52,29 @@ def slim(
 
     rows = measure_all(names_in(models), log, seed, Limits(timeout, memory), terminal.note)
     terminal.print_evidence(rows, document(rows), "bench slim", markdown, as_json=json)
+
+
+@bench.command()
+def requests(
+    models: Annotated[
+        Path | None, typer.Option(help="As for slim; the 32 networks of docs/slimming.md if none.")
+    ] = None,
+    log: Log = Path("bench-out/requests.jsonl"),
+    seed: Annotated[int, typer.Option(help="Of weights and statistics.")] = 0,
+    timeout: Timeout = 900.0,
+    memory: Memory = 8192.0,
+    markdown: Markdown = None,
+    json: Json = False,
+) -> None:
+    """Remove three filters of each of seven layers, and let Torch-Pruning do so where installed.
+
+    Example: rnp-hub bench requests
+    """
+    from rnp_hub.bench.processes import Limits
+    from rnp_hub.bench.requests import MODELS, document, measure_all
+    from rnp_hub.bench.slimming import names_in
+    from rnp_hub.cli import terminal
+
+    names = MODELS if models is None else names_in(models)
+    rows = measure_all(names, log, seed, Limits(timeout, memory), terminal.note)
+    terminal.print_evidence(rows, document(rows), "bench requests", markdown, as_json=json)

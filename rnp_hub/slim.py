@@ -7,8 +7,11 @@ float64 before the smaller one is given out.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import copy
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -273,6 +276,13 @@ class _Proof:
         with torch.no_grad(), evaluation_mode(module):
             return logits_of(module(inputs), self.output)
 
+    def parts(self) -> Iterator[_Proof]:
+        """The same on one input after the other."""
+        for each in self.answers:
+            part = copy.copy(self)
+            part.answers = [each]
+            yield part
+
     def difference(self, other: nn.Module, enough: float = float("inf")) -> float:
         """Largest |Δ logit| / largest |logit|; infinity where it is not finite.
 
@@ -280,13 +290,14 @@ class _Proof:
         """
         worst = 0.0
         for inputs, expected in self.answers:
-            if worst > enough:
-                break
-            found = self._logits(other, inputs)
-            largest = float(expected.abs().max()) or 1.0
-            difference = float((found - expected).abs().max()) / largest
-            worst = max(worst, difference if difference == difference else float("inf"))
+            if worst <= enough:
+                worst = max(worst, self._difference(other, inputs, expected))
         return worst
+
+    def _difference(self, other: nn.Module, inputs: Tensor, expected: Tensor) -> float:
+        found = self._logits(other, inputs)
+        difference = float((found - expected).abs().max()) / (float(expected.abs().max()) or 1.0)
+        return difference if difference == difference else float("inf")
 
 
 def relative_difference(
@@ -312,7 +323,7 @@ def _exact(
     """
     waiting = {site: list(plans) for site, plans in ways.items() if plans}
 
-    def attempt(some: Sequence[Site]) -> tuple[nn.Module, float]:
+    def attempt(some: Iterable[Site], proof: _Proof) -> tuple[nn.Module, float]:
         try:
             smaller = cut(dense, [waiting[site][0] for site in some])
             return smaller, proof.difference(smaller, MAX_REL_DIFF)
@@ -320,26 +331,40 @@ def _exact(
         except Exception:
             return dense, float("inf")
 
-    def culprit() -> Site:
-        """One whose plan fails behind others that pass."""
-        sites = list(waiting)
-        good, bad = 0, len(sites)
-        while bad - good > 1:
-            middle = (good + bad) // 2
-            passes = attempt(sites[:middle])[1] <= MAX_REL_DIFF
-            good, bad = (middle, bad) if passes else (good, middle)
-        return sites[good]
+    def fails(some: Iterable[Site], proof: _Proof = proof) -> bool:
+        return attempt(some, proof)[1] > MAX_REL_DIFF
 
     while True:
-        smaller, difference = attempt(list(waiting))
+        smaller, difference = attempt(waiting, proof)
         if difference <= MAX_REL_DIFF:
             return {site: plans[0] for site, plans in waiting.items()}, smaller, difference
-        if attempt([])[1] > MAX_REL_DIFF:
+        if fails(()):
             raise ProofError(
                 "the network does not give the same logits twice, so that nothing can be removed "
                 "with proof; make its evaluation mode deterministic"
             )
-        failed = culprit()
-        waiting[failed].pop(0)
-        if not waiting[failed]:
-            del waiting[failed]
+        part = next((each for each in proof.parts() if fails(waiting, each)), proof)
+        for site in _culprits(waiting, partial(fails, proof=part)):
+            waiting[site].pop(0)
+            if not waiting[site]:
+                del waiting[site]
+
+
+def _culprits(
+    waiting: Mapping[Site, Sequence[Plan]], fails: Callable[[Sequence[Site]], bool]
+) -> list[Site]:
+    """A site whose plan fails behind others that pass, and those like it that fail alone."""
+    sites = list(waiting)
+    good, bad = 0, len(sites)
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (good, middle) if fails(sites[:middle]) else (middle, bad)
+    first = sites[good]
+    alike = (site for site in sites if site != first and _kind(site) == _kind(first))
+    ways = waiting[first][0].ways
+    return [first, *(s for s in alike if waiting[s][0].ways == ways and fails([s]))]
+
+
+def _kind(site: Site) -> tuple[str, str]:
+    """The same for the same layer of another block."""
+    return site.kind, re.sub(r"\d+", "", site.name)
