@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from rnp_hub.errors import ModelError, ProofError
 from rnp_hub.graph import Graph
 from rnp_hub.hooks import silence, silenced_weights
 from rnp_hub.network import evaluation_mode, logits_of, on_cpu
+from rnp_hub.pace import quick_plans
 from rnp_hub.removal import WAYS, LayerCount, Plan, cut, merged, plans, producer
 from rnp_hub.sites import Site, layer_site, silent_output, sites_of
 
@@ -30,6 +31,7 @@ __all__ = [
     "MAX_REL_DIFF",
     "WAYS",
     "LayerCount",
+    "Optimize",
     "Slimmed",
     "relative_difference",
     "remove_filters",
@@ -38,6 +40,8 @@ __all__ = [
 
 MAX_REL_DIFF = 1e-9
 """Largest |Δ logit| / |logit| in float64 at which two networks count as the same."""
+
+Optimize = Literal["size", "latency"]
 
 EXAMPLES = 8
 """Pictures the proof looks at, at most, besides noise."""
@@ -88,7 +92,7 @@ def remove_filters(
     network = _Network.of(module, example, graph)
     asked = _asked(network, filters)
     silence(network.dense, asked)
-    return _removed(network, asked, _Proof(network.dense, network.example, output), WAYS)
+    return _removed(network, asked, _Proof(network.dense, network.example, output))
 
 
 def slim(
@@ -98,6 +102,7 @@ def slim(
     *,
     output: str | int | None = None,
     ways: Collection[str] = WAYS,
+    optimize: Optimize = "size",
     graph: Graph | None = None,
 ) -> Slimmed:
     """Remove the silenced filters of a network whose weights are 0 there.
@@ -109,6 +114,8 @@ def slim(
         example: (n, C, H, W), what the module takes, n ≥ 2; the proof uses it besides noise.
         output: which element of the module's output is the logits; see `Classifier`.
         ways: those of `WAYS` that may be taken; what needs another stays as zeros.
+        optimize: `size` removes every filter that can be removed exactly; `latency` only where it
+            makes the network faster, see `rnp_hub.pace`.
         graph: of a network of this architecture, where one was traced already.
 
     Raises:
@@ -120,7 +127,8 @@ def slim(
     asked = _asked(network, silenced)
     for site, gone in asked.items():
         _check_silent(network.dense, site, gone)
-    return _removed(network, asked, _Proof(network.dense, network.example, output), ways)
+    proof = _Proof(network.dense, network.example, output)
+    return _removed(network, asked, proof, ways, optimize)
 
 
 @dataclass(frozen=True)
@@ -161,11 +169,13 @@ def _removed(
     network: _Network,
     asked: Mapping[Site, tuple[int, ...]],
     proof: _Proof,
-    ways: Collection[str],
+    ways: Collection[str] = WAYS,
+    optimize: Optimize = "size",
 ) -> Slimmed:
     dense, behind = network.dense, _norms_behind(network, asked)
+    planned = plans if optimize == "size" else quick_plans
     choice = {
-        site: [each for each in plans(dense, network.graph, site, gone) if each.ways <= set(ways)]
+        site: [each for each in planned(dense, network.graph, site, gone) if each.ways <= set(ways)]
         for site, gone in _at_norms(dense, asked, behind).items()
     }
     taken, smaller, difference = _exact(dense, choice, proof)

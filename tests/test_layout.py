@@ -33,6 +33,7 @@ ORDER = [
     "prune",
     "edits",
     "removal",
+    "pace",
     "slim",
     "method",
     "transformers_io",
