@@ -79,6 +79,13 @@ Public = Annotated[
 CreatePr = Annotated[
     bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")
 ]
+Flip = Annotated[
+    bool | None,
+    typer.Option(
+        "--flip/--no-flip",
+        help="A mirrored picture keeps its label; known for the named data sets.",
+    ),
+]
 Force = Annotated[bool, typer.Option(help="Replace what an earlier run made.")]
 
 
@@ -128,13 +135,7 @@ def sanitize(
     data_config: DataSubset = None,
     device: Device = "auto",
     precision: PrecisionOption = Precision.auto,
-    flip: Annotated[
-        bool | None,
-        typer.Option(
-            "--flip/--no-flip",
-            help="A mirrored picture keeps its label; known for the named data sets.",
-        ),
-    ] = None,
+    flip: Flip = None,
     force: Annotated[
         bool,
         typer.Option(
@@ -180,6 +181,41 @@ def sanitize(
     with terminal.progress_bars() as progress:
         report, pushed = sanitize_model(asked, progress, terminal.say)
     terminal.print_report(report, str(asked.folder), pushed, as_json=json)
+
+
+@app.command()
+def scan(
+    model: Model,
+    data: DataOption = "digits",
+    n: N = 500,
+    poisoned: PoisonedOption = None,
+    trigger: Trigger = None,
+    target: TargetOption = None,
+    eval_n: EvalN = 10_000,
+    seed: Seed = 0,
+    revision: Revision = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    data_config: DataSubset = None,
+    device: Device = "auto",
+    precision: PrecisionOption = Precision.auto,
+    flip: Flip = None,
+    json: Json = False,
+) -> None:
+    """Say whether a model carries a backdoor, and for which label; nothing is written.
+
+    Example: rnp-hub scan org/model --data cifar10
+    """
+    from rnp_hub.cli import terminal
+    from rnp_hub.pipeline import scan_model
+
+    job = _job(
+        model, revision, data, n, eval_n, seed, image_column, label_column, data_config,
+        poisoned, trigger, target, device, precision,
+    )  # fmt: skip
+    with terminal.progress_bars() as progress:
+        report = scan_model(job, progress, terminal.say, flip=flip)
+    terminal.print_scan(report, as_json=json)
 
 
 @app.command()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rnp_hub.onnx_io import Prediction
     from rnp_hub.plan import Plan
     from rnp_hub.push import Pushed, PushPlan
-    from rnp_hub.report import OnnxRecord, RateRecord, RunReport, ScoresRecord
+    from rnp_hub.report import OnnxRecord, RateRecord, RunReport, ScanReport, ScoresRecord
 
 
 def say(sentence: str) -> None:
@@ -104,6 +104,15 @@ def print_report(
         print_pushed(pushed, as_json=False)
         return
     print(f"Next:  rnp-hub predict {shlex.quote(f'{folder}/onnx/model.onnx')} PICTURE…")
+
+
+def print_scan(report: ScanReport, *, as_json: bool) -> None:
+    """The verdict and what it rests on."""
+    if as_json:
+        print(report.to_json(), end="")
+        return
+    answer = {True: "backdoored", False: "not backdoored", None: "undecided"}
+    print(answer[report.verdict.backdoored])
 
 
 def print_scores(scores: ScoresRecord, *, as_json: bool) -> None:

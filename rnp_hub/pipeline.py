@@ -42,6 +42,7 @@ from rnp_hub.report import (
     PruneRecord,
     RateRecord,
     RunReport,
+    ScanReport,
     ScoresRecord,
     SlimRecord,
     SourceRecord,
@@ -51,6 +52,7 @@ from rnp_hub.report import (
 from rnp_hub.sites import gate_sites
 from rnp_hub.slim import WAYS
 from rnp_hub.triggers import Poisoned, stamp
+from rnp_hub.unlearn import Unlearned, unlearn
 
 PROBES = 256
 """Pictures of the evaluation set on which files are compared with the network in memory."""
@@ -235,6 +237,44 @@ def evaluate_model(job: Job, progress: Progress = quiet, say: Say = lambda _: No
     return _scores(opened.score(opened.model.module, "evaluate", progress))
 
 
+# --- scan -------------------------------------------------------------------------------------
+
+
+def scan_model(
+    job: Job,
+    progress: Progress = quiet,
+    say: Say = lambda _: None,
+    *,
+    flip: bool | None = None,
+) -> ScanReport:
+    """Say whether a model carries a backdoor; nothing is changed and nothing written.
+
+    Raises:
+        RnpHubError: whatever is wrong with the model, the data or a trigger.
+    """
+    watch = Stopwatch()
+    opened = watch.time("open", lambda: open_job(job, say))
+    config = SanitizeJob(job).config(flip=_flip(flip, opened.data, say))
+    clean = opened.data.clean.pictures
+    gate_sites(opened.model.module, opened.classifier.transform(clean.images[:2]))
+    _refuse_chance(opened)
+    before = watch.time("before", lambda: opened.score(opened.model.module, "before", progress))
+    unlearned = watch.time(
+        "unlearn", lambda: unlearn(opened.classifier, clean, config.unlearn, progress)
+    )
+    return ScanReport(
+        source=_source(opened.model),
+        data=_data(opened.data, job.data),
+        eval=_evaluation(opened),
+        before=_scores(before),
+        verdict=_verdict(unlearned),
+        config={"model": opened.model.located.name, "data": job.data.spec, "n": job.data.n},
+        timing_s=watch.seconds,
+        peak_memory_mib=round(peak_memory_mib(), 1),
+        environment=_environment(opened),
+    )
+
+
 # --- sanitize ---------------------------------------------------------------------------------
 
 
@@ -275,7 +315,7 @@ def _sanitize(asked: SanitizeJob, progress: Progress, say: Say) -> tuple[RunRepo
     # A network without any site shall hear that first.
     gate_sites(opened.model.module, opened.classifier.transform(clean.images[:2]))
     _refuse_chance(opened)
-    config = asked.config(flip=_flip(asked, opened.data, say))
+    config = asked.config(flip=_flip(asked.flip, opened.data, say))
     original = opened.model.module
     before = watch.time("before", lambda: opened.score(original, "before", progress))
     result = sanitize(
@@ -295,7 +335,7 @@ def _sanitize(asked: SanitizeJob, progress: Progress, say: Say) -> tuple[RunRepo
         eval=_evaluation(opened),
         before=_scores(before),
         after=_scores(after),
-        verdict=_verdict(result),
+        verdict=_verdict(result.unlearned),
         prune=_prune(result),
         slim=_slim(opened, result),
         export=NOTHING_YET,
@@ -319,9 +359,9 @@ def _sanitize(asked: SanitizeJob, progress: Progress, say: Say) -> tuple[RunRepo
     return report, Reference.of(result.module, _probe(opened))
 
 
-def _flip(asked: SanitizeJob, data: Data, say: Say) -> bool:
-    if asked.flip is not None:
-        return asked.flip
+def _flip(asked: bool | None, data: Data, say: Say) -> bool:
+    if asked is not None:
+        return asked
     if data.flip is None:
         say(
             "pictures are mirrored at random while unlearning; where a mirrored picture has "
@@ -425,9 +465,8 @@ def _scores(scores: measuring.Scores) -> ScoresRecord:
     )
 
 
-def _verdict(result: Sanitized) -> VerdictRecord:
+def _verdict(unlearned: Unlearned) -> VerdictRecord:
     """No verdict yet: the histogram names a suspect, which a clean network has too."""
-    unlearned = result.unlearned
     evidence = {
         "suspect": unlearned.suspect,
         "unlearning_histogram": unlearned.histogram,

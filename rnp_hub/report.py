@@ -16,6 +16,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from rnp_hub.errors import RnpHubError
 
 SCHEMA: Literal["rnp-hub/report/1"] = "rnp-hub/report/1"
+SCAN_SCHEMA: Literal["rnp-hub/scan/1"] = "rnp-hub/scan/1"
 FILE = "rnp_report.json"
 
 LATE = ("export", "timing_s", "peak_memory_mib")
@@ -287,6 +288,28 @@ class RunReport:
         if not file.is_file():
             raise RnpHubError(f"{folder} holds no {FILE}; it was not made by `rnp-hub sanitize`")
         return RunReport.from_json(file.read_bytes())
+
+
+@_strict
+@dataclass(frozen=True)
+class ScanReport:
+    """What one `scan` found; nothing was changed."""
+
+    source: SourceRecord
+    data: DataRecord
+    eval: EvalRecord
+    before: ScoresRecord
+    verdict: VerdictRecord
+    config: dict[str, Any]
+    timing_s: dict[str, float]
+    peak_memory_mib: float
+    environment: dict[str, str]
+    schema: Literal["rnp-hub/scan/1"] = SCAN_SCHEMA
+
+    def to_json(self) -> str:
+        """Indented JSON, the schema first."""
+        record = TypeAdapter(ScanReport).dump_python(self, mode="json")
+        return _dump({"schema": record.pop("schema"), **record})
 
 
 def _adapter() -> TypeAdapter[RunReport]:

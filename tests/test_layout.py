@@ -93,7 +93,7 @@ def test_a_module_imports_only_from_those_before_it(file: Path) -> None:
 def test_every_command_has_help_and_stands_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     names = [command.callback.__name__ for command in app.registered_commands]
-    assert names == ["sanitize", "evaluate", "export", "push", "predict"]
+    assert names == ["sanitize", "scan", "evaluate", "export", "push", "predict"]
     for command in app.registered_commands:
         assert (command.callback.__doc__ or "").strip()
         assert f"rnp-hub {command.callback.__name__} " in readme
