@@ -90,6 +90,7 @@ def print_report(
         ("multiply-accumulates", report.slim.macs),
     ):
         rows.append((measure, f"{pair[0]:,}", f"{pair[1]:,}", ""))
+    rows += _latencies(report)
     _print_table(("", "before", "after", "n"), rows)
     prune, slim = report.prune, report.slim
     print(
@@ -113,6 +114,19 @@ def print_scan(report: ScanReport, *, as_json: bool) -> None:
         return
     answer = {True: "backdoored", False: "not backdoored", None: "undecided"}
     print(answer[report.verdict.backdoored])
+
+
+def _latencies(report: RunReport) -> list[tuple[str, str, str, str]]:
+    """Milliseconds in onnxruntime, where they were measured."""
+    if report.costs is None:
+        return []
+    before, after = (
+        each.latency_ms["onnxruntime"] for each in (report.costs.before, report.costs.after)
+    )
+    return [
+        (f"ms in onnxruntime, batch {n}", f"{before[n]:,.2f}", f"{after[n]:,.2f}", "")
+        for n in before
+    ]
 
 
 def print_scores(scores: ScoresRecord, *, as_json: bool) -> None:

@@ -28,7 +28,7 @@ from rnp_hub.progress import Progress, quiet
 from rnp_hub.prune import PruneConfig, Pruned, prune
 from rnp_hub.recover import RecoverConfig, Recovered, recover
 from rnp_hub.sites import Site, gate_sites
-from rnp_hub.slim import EXAMPLES, Slimmed, slim
+from rnp_hub.slim import EXAMPLES, Optimize, Slimmed, slim
 from rnp_hub.unlearn import UnlearnConfig, Unlearned, unlearn
 
 RECIPES = ("default", "reference", "paper")
@@ -141,6 +141,7 @@ def sanitize(
     transform: Transform = to_unit_range,
     output: str | int | None = None,
     compute: Compute | None = None,
+    optimize: Optimize = "size",
     progress: Progress = quiet,
 ) -> Sanitized:
     """Find and cut the filters that carry a backdoor, from clean pictures alone.
@@ -156,6 +157,7 @@ def sanitize(
             scaled to [0, 1] unless told otherwise. Pictures are cropped and flipped before it.
         output: which element of the module's output is the logits.
         compute: device and precision; chosen by the hardware unless given.
+        optimize: of the slim network, see `slim.slim`.
         progress: told what is going on.
 
     Raises:
@@ -176,7 +178,10 @@ def sanitize(
     pruned = watch.time("prune", lambda: prune(original, recovered, clean, config.prune, progress))
     dense = on_cpu(pruned.classifier.module)
     example = transform(clean.images[:EXAMPLES])
-    slimmed = watch.time("slim", lambda: slim(dense, pruned.silenced, example, output=output))
+    slimmed = watch.time(
+        "slim",
+        lambda: slim(dense, pruned.silenced, example, output=output, optimize=optimize),
+    )
     return Sanitized(dense, slimmed, unlearned, recovered, pruned, watch.seconds)
 
 

@@ -109,6 +109,27 @@ def write_onnx(
     ) from first
 
 
+def write_like(
+    model: Path,
+    exporter: str,
+    file: Path,
+    module: nn.Module,
+    probe: Tensor,
+    output: str | int | None = None,
+) -> None:
+    """Export another network the way a file was, to compare their speed; nothing is proved.
+
+    Args:
+        model: the file.
+        exporter: as the record of the file names it.
+        file: where to.
+        module, probe, output: see `write_onnx`.
+    """
+    any_size = isinstance(Runner(model).input_shape[2], str)
+    rung = next(each for each in LADDER if (each.name, each.any_size) == (exporter, any_size))
+    _export(file, _OnlyLogits(module, output).eval(), probe, rung)
+
+
 def _root(error: BaseException) -> BaseException:
     """What the network's code raised, beneath what the exporter says of itself."""
     return _root(error.__cause__) if error.__cause__ is not None else error

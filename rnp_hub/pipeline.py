@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import rnp_hub
+from rnp_hub import costs
 from rnp_hub import evaluate as measuring
 from rnp_hub import export as exporting
 from rnp_hub import push as pushing
@@ -34,6 +35,7 @@ from rnp_hub.pull import PulledModel, is_embedded, name_of, pull
 from rnp_hub.push import PushConfig, Pushed
 from rnp_hub.report import (
     FILE,
+    CostsRecord,
     DataRecord,
     EvalRecord,
     ExportRecord,
@@ -48,9 +50,10 @@ from rnp_hub.report import (
     SourceRecord,
     TriedFilter,
     VerdictRecord,
+    onnx_file,
 )
 from rnp_hub.sites import gate_sites
-from rnp_hub.slim import WAYS
+from rnp_hub.slim import WAYS, Optimize
 from rnp_hub.triggers import Poisoned, stamp
 from rnp_hub.unlearn import Unlearned, unlearn
 
@@ -117,6 +120,8 @@ class SanitizeJob:
         flip: mirrored pictures keep their label; `None` for what is known of the data.
         force: replace a folder that an earlier run made.
         push: where the folder goes afterwards; `None` for nowhere.
+        optimize: of the slim network, see `slim.slim`.
+        latency: measure how fast the networks are, before and after.
     """
 
     job: Job
@@ -127,6 +132,8 @@ class SanitizeJob:
     force: bool = False
     flip: bool | None = None
     push: PushJob | None = None
+    optimize: Optimize = "size"
+    latency: bool = True
 
     @property
     def folder(self) -> Path:
@@ -325,6 +332,7 @@ def _sanitize(asked: SanitizeJob, progress: Progress, say: Say) -> tuple[RunRepo
         config,
         transform=opened.classifier.transform,
         compute=opened.classifier.compute,
+        optimize=asked.optimize,
         progress=progress,
     )
     watch.seconds |= result.timing_s
@@ -348,9 +356,15 @@ def _sanitize(asked: SanitizeJob, progress: Progress, say: Say) -> tuple[RunRepo
         progress("export", 0.0, {})
         files = watch.time("export", lambda: _export(folder, opened, result, origin(measured)))
         progress("export", 1.0, {})
+        taken = None
+        if asked.latency:
+            progress("costs", 0.0, {})
+            taken = watch.time("costs", lambda: _costs(folder, opened, result, files))
+            progress("costs", 1.0, {})
         report = replace(
             measured,
             export=files,
+            costs=taken,
             timing_s=watch.seconds,
             peak_memory_mib=round(peak_memory_mib(), 1),
         )
@@ -401,6 +415,13 @@ def _export(
     slim_file = exporting.write_model(folder / "slim", model, slim.module, smaller, probe)
     onnx = write_onnx(folder / "onnx" / "model.onnx", slim.module, model.target, probe, notes=notes)
     return ExportRecord(dense.record, slim_file.record, {"fp32": onnx}, _sizes(folder))
+
+
+def _costs(folder: Path, opened: Opened, result: Sanitized, files: ExportRecord) -> CostsRecord:
+    modules, folders = (result.module, result.slim.module), (folder, folder / "slim")
+    exporter = files.onnx["fp32"].exporter
+    onnx = folder / "onnx" / onnx_file("fp32")
+    return costs.measure(modules, folders, onnx, exporter, _probe(opened))
 
 
 def _sizes(folder: Path) -> dict[str, int]:
@@ -518,8 +539,8 @@ def _slim(opened: Opened, result: Sanitized) -> SlimRecord:
     slim, layers = result.slim, result.slim.layers.values()
     example = opened.classifier.transform(opened.data.clean.pictures.images[:1])
     return SlimRecord(
-        parameters=(_parameters(result.module), _parameters(slim.module)),
-        macs=(_macs(result.module, example), _macs(slim.module, example)),
+        parameters=(costs.parameters(result.module), costs.parameters(slim.module)),
+        macs=(costs.macs(result.module, example), costs.macs(slim.module, example)),
         silenced=sum(layer.silenced for layer in layers),
         removed=sum(layer.removed for layer in layers),
         carriers=sum(layer.carriers for layer in layers),
@@ -530,20 +551,6 @@ def _slim(opened: Opened, result: Sanitized) -> SlimRecord:
         refused=slim.refused,
         input_size=tuple(example.shape[1:]),
     )
-
-
-def _parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-@torch.no_grad()
-def _macs(module: nn.Module, example: Tensor) -> int:
-    """Multiply-accumulates of convolutions and matrix products for one picture."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        module(example)
-    return int(counter.get_total_flops()) // 2
 
 
 def _settings(asked: SanitizeJob, opened: Opened, config: SanitizeConfig) -> dict[str, object]:
@@ -564,6 +571,7 @@ def _settings(asked: SanitizeJob, opened: Opened, config: SanitizeConfig) -> dic
         "target": asked.job.attacks.target,
         "push_to": asked.push.repo_id if asked.push else None,
         "measured_triggers": {each.name: each.target for each in opened.attacks},
+        "optimize": asked.optimize,
         "precision": asked.job.precision,
         "device": asked.job.device,
         "unlearn": asdict(config.unlearn),

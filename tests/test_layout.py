@@ -44,6 +44,7 @@ ORDER = [
     "report",
     "export",
     "onnx_export",
+    "costs",
     "onnx_preprocess",
     "onnx_variants",
     "output",

@@ -44,7 +44,8 @@ def rows(
         say: told each new row.
 
     Returns:
-        A row for each job. `error` says what ended it early, `None` where nothing did.
+        A row for each job, the first word of the job as its `model`. `error` says what ended it
+        early, `None` where nothing did.
     """
     done = _read(log, worker)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +82,7 @@ def _in_a_process(worker: str, job: Sequence[str], limits: Limits) -> Row:
         finally:
             process.kill()
         known = _lines(said)
-        row: Row = json.loads(known[-1]) if known else {}
+        row: Row = {"model": job[0], **(json.loads(known[-1]) if known else {})}
         if process.returncode != 0:
             last = (_lines(trouble) or [f"exit code {process.returncode}"])[-1]
             row["error"] = beyond or last

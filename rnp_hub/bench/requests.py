@@ -118,8 +118,7 @@ def measure_all(
         limits or Limits(),
         lambda row: say(line_of(RequestRow.of(row))),
     )
-    pairs = zip(models, found, strict=True)
-    return [RequestRow.of({"model": model, **row}) for model, row in pairs]
+    return [RequestRow.of(row) for row in found]
 
 
 def has_torch_pruning() -> bool:

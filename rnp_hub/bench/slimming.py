@@ -103,7 +103,7 @@ def measure_all(
         limits or Limits(),
         lambda row: say(line_of(SlimRow.of(row))),
     )
-    return [SlimRow.of({"model": model, **row}) for model, row in zip(models, found, strict=True)]
+    return [SlimRow.of(row) for row in found]
 
 
 def names_in(file: Path) -> list[str]:
