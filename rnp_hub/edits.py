@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -36,6 +38,7 @@ SIZES = (
 """Numbers an attention module keeps of its own, which must follow when heads go."""
 
 
+@with_config(ConfigDict(extra="forbid", strict=True))
 @dataclass(frozen=True)
 class LayerEdit:
     """What becomes of one layer.
@@ -179,11 +182,11 @@ def apply_edits(module: nn.Module, edits: Edits) -> None:
     Raises:
         ModelError: a layer does not exist, is of another kind, or an index is out of its range.
     """
+    layers = dict(module.named_modules(remove_duplicate=False))
     for name, edit in edits.items():
-        try:
-            layer = module.get_submodule(name)
-        except AttributeError as error:
-            raise ModelError(f"the slim edits name a layer `{name}` that does not exist") from error
+        if name not in layers:
+            raise ModelError(f"the slim edits name a layer `{name}` that does not exist")
+        layer = layers[name]
         _check(name, layer, edit)
         with torch.no_grad():
             if edit.hollow:
@@ -205,6 +208,8 @@ def _check(name: str, layer: Any, edit: LayerEdit) -> None:
     if edit.hollow and edit != LayerEdit(hollow=True):
         raise ModelError(f"the slim edits of `{name}` hollow it out and cut it at the same time")
     if isinstance(layer, _BatchNorm):
+        if edit.bias or edit.inputs is not None:
+            raise ModelError(f"the slim edits treat `{name}`, which is a BatchNorm, as a layer")
         width = layer.num_features
         sizes = [(edit.outputs, width), (edit.standing, width)]
     else:
@@ -219,7 +224,7 @@ def _check(name: str, layer: Any, edit: LayerEdit) -> None:
             raise ModelError(
                 f"the slim edits of `{name}` keep channels that are not among its {size}"
             )
-    if edit.standing and not set(edit.outputs or ()) <= set(edit.standing):
+    if edit.standing and not set(edit.outputs or (-1,)) <= set(edit.standing):
         raise ModelError(f"the slim edits of `{name}` drop channels that they also keep")
     picked = edit.outputs if isinstance(layer, _BatchNorm) else edit.inputs
     if edit.gather and picked is None:
@@ -387,28 +392,15 @@ def edits_from_json(slim: Any) -> dict[str, LayerEdit]:
             f"{' and '.join(map(repr, READABLE))}; update rnp-hub"
         )
     try:
-        return {str(name): _edit_from_json(edit) for name, edit in slim["layers"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return _adapter().validate_json(json.dumps(slim.get("layers")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ("layers", *first["loc"])))
         raise ModelError(
-            f"the slim model's edits cannot be read ({error!r}); get its config.json again"
+            f"the slim model's edits cannot be read ({where}: {first['msg']}); get its "
+            "config.json again"
         ) from error
 
 
-def _edit_from_json(edit: Mapping[str, Any]) -> LayerEdit:
-    unknown = set(edit) - set(LayerEdit.__dataclass_fields__)
-    if unknown:
-        raise ValueError(f"unknown edit {sorted(unknown)[0]!r}")
-    sizes = {str(name): int(value) for name, value in edit.get("sizes", {}).items()}
-    return LayerEdit(
-        outputs=_indices(edit.get("outputs")),
-        inputs=_indices(edit.get("inputs")),
-        bias=bool(edit.get("bias", False)),
-        standing=_indices(edit.get("standing")),
-        gather=bool(edit.get("gather", False)),
-        sizes=sizes,
-        hollow=bool(edit.get("hollow", False)),
-    )
-
-
-def _indices(stored: Any) -> tuple[int, ...] | None:
-    return None if stored is None else tuple(int(index) for index in stored)
+def _adapter() -> TypeAdapter[dict[str, LayerEdit]]:
+    return TypeAdapter(dict[str, LayerEdit])
