@@ -52,6 +52,10 @@ class LayerCount:
     def removed(self) -> int:
         return self.delete + self.fold + self.carry + self.scatter
 
+    def __add__(self, other: LayerCount) -> LayerCount:
+        """Of two sites of the same name: the heads that a layer reads, and its own rows."""
+        return LayerCount(*map(sum, zip(vars(self).values(), vars(other).values(), strict=True)))
+
 
 # --- plans ------------------------------------------------------------------------------------
 

@@ -256,9 +256,16 @@ def _counts(
 ) -> dict[str, LayerCount]:
     """By the name that was asked for; of a convolution and its norm, by the norm's."""
     shown = {norm: conv.name for conv, norm in behind.items() if norm not in asked}
-    listed = (site for site in asked if behind.get(site) not in asked)
-    counts = {site.name: LayerCount(len(asked[site]), kept=len(asked[site])) for site in listed}
-    return counts | {shown.get(site, site.name): plan.count for site, plan in taken.items()}
+    kept = {
+        site: LayerCount(len(gone), kept=len(gone))
+        for site, gone in asked.items()
+        if behind.get(site) not in asked and behind.get(site) not in taken
+    }
+    counts: dict[str, LayerCount] = {}
+    for site, count in {**kept, **{site: plan.count for site, plan in taken.items()}}.items():
+        name = shown.get(site, site.name)
+        counts[name] = counts[name] + count if name in counts else count
+    return counts
 
 
 # --- the proof --------------------------------------------------------------------------------
