@@ -26,7 +26,7 @@ from rnp_hub.pull import pull
 from rnp_hub.sites import gate_sites
 from rnp_hub.slim import slim
 from tests.models import environment, write_folder
-from tests.networks import randomised, stripes
+from tests.networks import randomised
 
 NETWORKS = {
     # Depthwise, squeeze and excitation, residual sums: scattered, folded and carried.
@@ -64,7 +64,9 @@ def write(name: str, work: Path) -> Written:
         "model_args": NETWORKS[name],
         "pretrained_cfg": {"input_size": [3, 32, 32]},
     }
-    network = randomised(timm.create_model(name, num_classes=4, **NETWORKS[name]))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = randomised(timm.create_model(name, num_classes=4, **NETWORKS[name]))
     model = pull(str(write_folder(work / "original", network, config)))
     sites = gate_sites(model.module, PROBE)
     silenced = {site: tuple(range(0, site.filters, 3)) for site in sites}
@@ -110,18 +112,17 @@ def test_onnxruntime_says_the_same(written: Written) -> None:
 
 def test_it_is_trained_by_a_plain_loop(written: Written) -> None:
     module = rnp_hub.load(str(written.folder)).train()
-    data = stripes(64)
-    images = F.interpolate(data.images.float() / 255, size=32)
-    optimiser = torch.optim.SGD(module.parameters(), 0.01, 0.9)
+    images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 4
+    optimiser = torch.optim.Adam(module.parameters(), 0.003)
     losses = []
-    for _ in range(2):  # the second epoch shows what the first has taught
-        for part in torch.arange(64).split(16):
-            loss = F.cross_entropy(module(images[part]), data.labels[part])
+    for _ in range(8):
+        for part in torch.arange(16).split(8):
+            loss = F.cross_entropy(module(images[part]), labels[part])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             losses.append(float(loss.detach()))
-    assert sum(losses[4:]) < sum(losses[:4])
+    assert losses[-1] < 0.8 * losses[0]
     assert [name for name, each in module.named_parameters() if each.grad is None] == []
     twin = rnp_hub.load(str(written.folder))
     twin.load_state_dict(module.state_dict())
