@@ -78,3 +78,23 @@ def requests(
     names = MODELS if models is None else names_in(models)
     rows = measure_all(names, log, seed, Limits(timeout, memory), terminal.note)
     terminal.print_evidence(rows, document(rows), "bench requests", markdown, as_json=json)
+
+
+@bench.command()
+def depth(
+    log: Log = Path("bench-out/depth.jsonl"),
+    timeout: Timeout = 300.0,
+    memory: Memory = 8192.0,
+    markdown: Markdown = None,
+    json: Json = False,
+) -> None:
+    """Measure what slimming takes in resnet18, 34, 50 and 101 at 224 pixels.
+
+    Example: rnp-hub bench depth
+    """
+    from rnp_hub.bench.depth import MODELS, document, measure_all
+    from rnp_hub.bench.processes import Limits
+    from rnp_hub.cli import terminal
+
+    rows = measure_all(MODELS, log, Limits(timeout, memory), terminal.note)
+    terminal.print_evidence(rows, document(rows), "bench depth", markdown, as_json=json)

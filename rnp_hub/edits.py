@@ -31,6 +31,7 @@ SIZES = (
     "num_heads",
     "num_attention_heads",
     "attn_dim",
+    "attention_dim",
     "all_head_size",
     "embed_dim",
     "inner_dim",

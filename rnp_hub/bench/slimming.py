@@ -163,7 +163,7 @@ def _figures(model: str, seed: int) -> Iterator[Row]:
     yield {"torch_export": why, "sites": len(sites)}
     with torch.no_grad():
         untouched = logits_of(module(example))
-    silenced = {site: _some(site.filters, seed) for site in sites}
+    silenced = {site: some_of(site.filters, seed) for site in sites}
     silence(module, silenced)
     start, started = time.perf_counter(), time.process_time()
     result = slim(module, silenced, example, graph=graph)
@@ -262,7 +262,7 @@ def _traced(module: Any, example: Any) -> tuple[Any, str | None]:
         return None, str(error)
 
 
-def _some(filters: int, seed: int) -> tuple[int, ...]:
+def some_of(filters: int, seed: int) -> tuple[int, ...]:
     """A share of them at random, at least one, never all where there are several."""
     import numpy as np
 
