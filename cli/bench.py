@@ -37,6 +37,9 @@ def slim(
     seed: Annotated[int, typer.Option(help="Of weights, statistics and silenced filters.")] = 0,
     timeout: Timeout = 300.0,
     memory: Memory = 8192.0,
+    onnx: Annotated[
+        bool, typer.Option(help="Export each, which takes longer than all the rest.")
+    ] = True,
     markdown: Markdown = None,
     json: Json = False,
 ) -> None:
@@ -50,8 +53,10 @@ def slim(
     from rnp_hub.bench.slimming import document, measure_all, names_in
     from rnp_hub.cli import terminal
 
-    rows = measure_all(names_in(models), log, seed, Limits(timeout, memory), terminal.note)
-    terminal.print_evidence(rows, document(rows), "bench slim", markdown, as_json=json)
+    limits = Limits(timeout, memory)
+    rows = measure_all(names_in(models), log, seed, limits, terminal.note, onnx=onnx)
+    section = f"bench slim {models.stem}"
+    terminal.print_evidence(rows, document(rows), section, markdown, as_json=json)
 
 
 @bench.command()
@@ -98,3 +103,23 @@ def depth(
 
     rows = measure_all(MODELS, log, Limits(timeout, memory), terminal.note)
     terminal.print_evidence(rows, document(rows), "bench depth", markdown, as_json=json)
+
+
+@bench.command()
+def latency(
+    log: Log = Path("bench-out/latency.jsonl"),
+    timeout: Timeout = 900.0,
+    memory: Memory = 8192.0,
+    markdown: Markdown = None,
+    json: Json = False,
+) -> None:
+    """Measure how fast networks are as they were, slimmed for size, and slimmed for speed.
+
+    Example: rnp-hub bench latency
+    """
+    from rnp_hub.bench.latency import MODELS, document, measure_all
+    from rnp_hub.bench.processes import Limits
+    from rnp_hub.cli import terminal
+
+    rows = measure_all(MODELS, log, Limits(timeout, memory), terminal.note)
+    terminal.print_evidence(rows, document(rows), "bench latency", markdown, as_json=json)

@@ -86,6 +86,8 @@ def measure_all(
     seed: int = 0,
     limits: Limits | None = None,
     say: Callable[[str], None] = lambda _: None,
+    *,
+    onnx: bool = True,
 ) -> list[SlimRow]:
     """Measure each network in a process of its own; those that stand in the log are not run again.
 
@@ -95,10 +97,11 @@ def measure_all(
         seed: of weights, statistics and silenced filters.
         limits: a network beyond them is listed as such.
         say: told each row as it comes.
+        onnx: export each, which takes longer than all the rest.
     """
     found = rows(
         "rnp_hub.bench.slimming",
-        [(model, str(seed)) for model in models],
+        [(model, str(seed), *(() if onnx else ("no-onnx",))) for model in models],
         log,
         limits or Limits(),
         lambda row: say(line_of(SlimRow.of(row))),
@@ -129,14 +132,14 @@ def names_in(file: Path) -> list[str]:
 # --- one network, in a process of its own -----------------------------------------------------
 
 
-def work(model: str, seed: int) -> None:
+def work(model: str, seed: int, *, onnx: bool) -> None:
     """Silence, remove, compare, rebuild and export one network of timm, telling as it goes.
 
     A failure on the way leaves its reason in `error` and the figures that were known before it.
     """
     found: Row = {"model": model, "error": None}
     try:
-        for figures in _figures(model, seed):
+        for figures in _figures(model, seed, onnx=onnx):
             found |= figures
             tell(found)
     except RnpHubError as error:
@@ -145,7 +148,7 @@ def work(model: str, seed: int) -> None:
         tell(found | {"error": f"{type(error).__name__}: {reason(error)}"})
 
 
-def _figures(model: str, seed: int) -> Iterator[Row]:
+def _figures(model: str, seed: int, *, onnx: bool) -> Iterator[Row]:
     import torch
 
     from rnp_hub.hooks import silence
@@ -188,7 +191,8 @@ def _figures(model: str, seed: int) -> Iterator[Row]:
         yield {"rebuilt": _rebuilt(Path(folder), model, result, example)}
         scattered = slim(module, silenced, example, graph=graph, ways=("scatter",)).module
         yield {"parameters": tuple(map(_parameters, (module, result.module, scattered)))}
-        yield _onnx(Path(folder) / "model.onnx", result.module, example)
+        if onnx:
+            yield _onnx(Path(folder) / "model.onnx", result.module, example)
 
 
 def network(model: str, seed: int) -> tuple[Any, Any]:
@@ -262,11 +266,11 @@ def _traced(module: Any, example: Any) -> tuple[Any, str | None]:
         return None, str(error)
 
 
-def some_of(filters: int, seed: int) -> tuple[int, ...]:
+def some_of(filters: int, seed: int, share: float = SHARE) -> tuple[int, ...]:
     """A share of them at random, at least one, never all where there are several."""
     import numpy as np
 
-    count = max(1, round(SHARE * filters))
+    count = max(1, round(share * filters))
     return tuple(sorted(np.random.default_rng(seed).permutation(filters)[:count].tolist()))
 
 
@@ -365,8 +369,7 @@ def totals(rows: Sequence[SlimRow]) -> list[str]:
         f"{max((row.max_rel_diff or 0 for row in cut), default=0):.0e} apart where silencing "
         f"changes the logits by at least {min((row.effect or 0 for row in cut), default=0):.0e}",
         f"- rebuilt from disk to the bit: {sum(row.rebuilt is True for row in rows)} of "
-        f"{len(rows)}; ONNX equals torch: "
-        f"{sum(row.onnx_max_rel_diff is not None for row in rows)} of {len(rows)}",
+        f"{len(rows)}; ONNX equals torch: {_exported(rows)}",
         f"- (removed + carriers) / silenced: {gone:,} / {silenced:,} = "
         f"{gone / max(silenced, 1):.4f}",
         f"- million parameters: {before:,.1f} silenced, {slim:,.1f} slim, {scattered:,.1f} if all "
@@ -376,8 +379,13 @@ def totals(rows: Sequence[SlimRow]) -> list[str]:
     ]
 
 
+def _exported(rows: Sequence[SlimRow]) -> str:
+    count = sum(row.onnx_max_rel_diff is not None for row in rows)
+    return f"{count} of {len(rows)}" if count else "not tried"
+
+
 if __name__ == "__main__":
     import warnings
 
     warnings.simplefilter("ignore")
-    work(sys.argv[1], int(sys.argv[2]))
+    work(sys.argv[1], int(sys.argv[2]), onnx="no-onnx" not in sys.argv[3:])
