@@ -187,17 +187,23 @@ def apply_edits(module: nn.Module, edits: Edits) -> None:
     for name, edit in edits.items():
         if name not in layers:
             raise ModelError(f"the slim edits name a layer `{name}` that does not exist")
-        layer = layers[name]
-        _check(name, layer, edit)
+        _check(name, layers[name], edit)
         with torch.no_grad():
-            if edit.hollow:
-                put(module, name, Hollow(layer, silent(layer)))
-            elif isinstance(layer, _BatchNorm):
-                put(module, name, _smaller_norm(layer, edit))
-            elif isinstance(layer, nn.Conv2d | nn.Linear):
-                put(module, name, _smaller_mixer(layer, edit))
-            for size, value in edit.sizes.items():
-                setattr(layer, size, value)
+            smaller = _smaller(layers[name], edit)
+        # A layer may stand in several places under several names.
+        for place in [each for each, layer in layers.items() if layer is layers[name]]:
+            if smaller is not layers[name]:
+                put(module, place, smaller)
+
+
+def _smaller(layer: nn.Module, edit: LayerEdit) -> nn.Module:
+    for size, value in edit.sizes.items():
+        setattr(layer, size, value)
+    if edit.hollow:
+        return Hollow(layer, silent(layer))
+    if isinstance(layer, _BatchNorm):
+        return _smaller_norm(layer, edit)
+    return _smaller_mixer(layer, edit) if isinstance(layer, nn.Conv2d | nn.Linear) else layer
 
 
 def _check(name: str, layer: Any, edit: LayerEdit) -> None:

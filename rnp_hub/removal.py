@@ -142,21 +142,22 @@ class _Removal:
         scattered = Plan(
             replace(self.count, scatter=len(self.gone)), self._rows(self.kept, everything)
         )
-        # Some networks look at their layers' attributes: then the norm is all that is touched.
-        alone = LayerEdit(outputs=self.kept, standing=everything, gather=True)
-        last = (
-            [replace(scattered, edits={self.site.name: alone})]
-            if producer(self.graph, self.site)
-            else []
-        )
+        fallbacks = [scattered, *self._norm_alone(everything)]
         start = self.graph.output(self.site.name) if self.graph else None
         if self.graph is None or start is None:
-            return [scattered, *last]
+            return fallbacks
         constants = silent_output(gated_layer(self.dense, self.site))
         found = readers(self.graph, start, constants)
         if found.mixers or found.others:
-            return [scattered, *last]
-        return [self._read(found.known), scattered, *last]
+            return fallbacks
+        return [self._read(found.known), *fallbacks]
+
+    def _norm_alone(self, everything: tuple[int, ...]) -> list[Plan]:
+        """Cut the norm and not what feeds it: some networks look at their layers' attributes."""
+        if producer(self.graph, self.site) is None:
+            return []
+        norm = LayerEdit(outputs=self.kept, standing=everything, gather=True)
+        return [Plan(replace(self.count, scatter=len(self.gone)), {self.site.name: norm})]
 
     def _rows(
         self, kept: tuple[int, ...], standing: tuple[int, ...] | None = None

@@ -102,15 +102,15 @@ def layer_site(module: nn.Module, name: str) -> Site:
     Raises:
         ModelError: there is no such layer.
     """
-    layer = dict(module.named_modules()).get(name)
+    layer = dict(module.named_modules(remove_duplicate=False)).get(name)
     if isinstance(layer, _BatchNorm) and layer.affine:
         return Site(name, layer.num_features)
     if isinstance(layer, nn.Conv2d | nn.Linear):
         return Site(name, len(layer.weight), "output")
     found = "is not there" if layer is None else f"is a {type(layer).__name__}"
     raise ModelError(
-        f"`{name}` {found}; give a convolution, a linear layer or a BatchNorm with a learned bias, "
-        "by its name in named_modules()"
+        f"`{name}` {found}; give a Conv2d, a Linear or a BatchNorm with a learned bias, by its "
+        "name in named_modules()"
     )
 
 

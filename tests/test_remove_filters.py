@@ -93,6 +93,25 @@ def test_layers_that_are_no_gate_sites(layer: str) -> None:
     assert len(result.module.get_submodule(layer).layer.weight) in (2, 6, 22)
 
 
+class Alias(SmallResNet):
+    """One layer that has two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first.conv2 = self.first.conv1
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(x)))
+        return self.head(self.second(self.first.conv2(self.first.conv1(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", ["first.conv1", "first.conv2"])
+def test_a_layer_of_two_names(name: str) -> None:
+    result = removed(Alias(), {name: [1, 2, 5]})
+    assert result.layers[name].scatter == 3
+    assert result.module.first.conv1 is result.module.first.conv2
+
+
 def test_heads_of_a_layer_and_its_own_rows() -> None:
     module = randomised(Stream()).double()
     asked = {Site("proj", 2, "input"): (1,), Site("proj", 8, "output"): (0, 3)}
@@ -155,8 +174,8 @@ def test_a_network_that_never_answers_alike() -> None:
 @pytest.mark.parametrize(
     ("asked", "sentence"),
     [
-        ({"layer9": [0]}, "`layer9` is not there; give a convolution"),
-        ({"first": [0]}, "`first` is a Block; give a convolution"),
+        ({"layer9": [0]}, "`layer9` is not there; give a Conv2d"),
+        ({"first": [0]}, "`first` is a Block; give a Conv2d"),
         ({"first.conv1": [8]}, "`first.conv1` has 8 filters, and 8 is none of them"),
         ({"first.bn1": [-1]}, "`first.bn1` has 8 filters, and -1 is none of them"),
     ],

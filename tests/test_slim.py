@@ -189,10 +189,7 @@ def test_a_slim_network_is_an_ordinary_module() -> None:
 # --- real networks --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["resnet18", "seresnet18", "inception_v3", "mobilenetv2_100", "densenet121"],
-)
+@pytest.mark.parametrize("name", ["seresnet18", "mobilenetv2_100"])
 def test_timm_networks_are_exact(name: str) -> None:
     if name not in timm.list_models():
         pytest.skip(f"this timm has no {name}")

@@ -6,6 +6,7 @@ What is known when a limit ends it is kept, with the reason beside it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -67,8 +68,14 @@ def tell(row: Row) -> None:
 def _read(log: Path, worker: str) -> dict[tuple[str, ...], Row]:
     if not log.is_file():
         return {}
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    return {tuple(line["job"]): line["row"] for line in lines if line["worker"] == worker}
+    known = {}
+    for line in log.read_text(encoding="utf-8").splitlines():
+        # Lines of other versions, or cut off half-way, are of jobs that were not run.
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            entry = json.loads(line)
+            if entry["worker"] == worker:
+                known[tuple(entry["job"])] = entry["row"]
+    return known
 
 
 def _in_a_process(worker: str, job: Sequence[str], limits: Limits) -> Row:
