@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from rnp_hub.compute import Compute
+from rnp_hub.compute import Compute, mark_memory, peak_since_mark_mib
 from rnp_hub.errors import ConfigError, DataError
 from rnp_hub.network import (
     Classifier,
@@ -105,7 +105,7 @@ class Sanitized:
         module: the drop-in: the caller's architecture, weights of 0 for every silenced filter.
         slim: the smaller network that computes the same, and the proof.
         unlearned, recovered, pruned: what each stage found.
-        timing_s: seconds by stage.
+        timing_s, memory_mib: seconds, and peak memory of the process, by stage.
     """
 
     module: nn.Module
@@ -114,21 +114,25 @@ class Sanitized:
     recovered: Recovered
     pruned: Pruned
     timing_s: dict[str, float]
+    memory_mib: dict[str, float]
 
 
 T = TypeVar("T")
 
 
 class Stopwatch:
-    """Seconds by stage."""
+    """Seconds, and MiB of memory at most, by stage."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.mib: dict[str, float] = {}
 
     def time(self, stage: str, work: Callable[[], T]) -> T:
+        mark_memory()
         start = time.perf_counter()
         result = work()
         self.seconds[stage] = round(time.perf_counter() - start, 3)
+        self.mib[stage] = round(peak_since_mark_mib(), 1)
         return result
 
 
@@ -182,7 +186,7 @@ def sanitize(
         "slim",
         lambda: slim(dense, pruned.silenced, example, output=output, optimize=optimize),
     )
-    return Sanitized(dense, slimmed, unlearned, recovered, pruned, watch.seconds)
+    return Sanitized(dense, slimmed, unlearned, recovered, pruned, watch.seconds, watch.mib)
 
 
 def _check(classifier: Classifier, clean: ImageSet) -> tuple[Site, ...]:

@@ -336,6 +336,7 @@ def _sanitize(asked: SanitizeJob, progress: Progress, say: Say) -> tuple[RunRepo
         progress=progress,
     )
     watch.seconds |= result.timing_s
+    watch.mib |= result.memory_mib
     after = watch.time("after", lambda: opened.score(result.module, "after", progress))
     measured = RunReport(
         source=_source(opened.model),
@@ -367,6 +368,7 @@ def _sanitize(asked: SanitizeJob, progress: Progress, say: Say) -> tuple[RunRepo
             costs=taken,
             timing_s=watch.seconds,
             peak_memory_mib=round(peak_memory_mib(), 1),
+            memory_mib=watch.mib,
         )
         (folder / FILE).write_text(report.to_json(), encoding="utf-8")
         write_card(folder, report, asked.push.repo_id if asked.push else None)

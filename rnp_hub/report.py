@@ -19,7 +19,7 @@ SCHEMA: Literal["rnp-hub/report/1"] = "rnp-hub/report/1"
 SCAN_SCHEMA: Literal["rnp-hub/scan/1"] = "rnp-hub/scan/1"
 FILE = "rnp_report.json"
 
-LATE = ("export", "costs", "timing_s", "peak_memory_mib")
+LATE = ("export", "costs", "timing_s", "peak_memory_mib", "memory_mib")
 """Sections that are only known when the files are written."""
 
 _strict = with_config(ConfigDict(extra="forbid", strict=True))
@@ -253,7 +253,7 @@ class CostsRecord:
 @_strict
 @dataclass(frozen=True)
 class RunReport:
-    """Everything one `sanitize` measured."""
+    """Everything one `sanitize` measured; `memory_mib` is the peak of each stage in `timing_s`."""
 
     source: SourceRecord
     data: DataRecord
@@ -269,6 +269,7 @@ class RunReport:
     peak_memory_mib: float
     environment: dict[str, str]
     costs: CostsRecord | None = None
+    memory_mib: dict[str, float] = field(default_factory=dict)
     schema: Literal["rnp-hub/report/1"] = SCHEMA
 
     def to_json(self) -> str:
