@@ -24,6 +24,7 @@ from rnp_hub.cli.options import (
     LabelColumn,
     Model,
     N,
+    Optimize,
     Overwrite,
     PoisonedOption,
     Precision,
@@ -86,6 +87,13 @@ def sanitize(
     threshold: Annotated[
         float | None, typer.Option(help="Silence every mask up to this instead, in [0, 1].")
     ] = None,
+    optimize: Annotated[
+        Optimize,
+        typer.Option(help="size: remove every silenced filter; latency: where that is faster."),
+    ] = Optimize.size,
+    latency: Annotated[
+        bool, typer.Option(help="Measure how fast the networks are, before and after.")
+    ] = True,
     poisoned: PoisonedOption = None,
     trigger: Trigger = None,
     target: TargetOption = None,
@@ -139,6 +147,8 @@ def sanitize(
         force=force,
         flip=flip,
         push=make_push_job(push_to, public=public, create_pr=create_pr, force=force),
+        optimize=optimize.value,
+        latency=latency,
     )  # fmt: skip
     if dry_run:
         terminal.print_plan(plan(asked), as_json=json)

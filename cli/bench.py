@@ -28,28 +28,112 @@ def root() -> None:
     """Make the evidence again, on this machine."""
 
 
+Log = Annotated[
+    Path, typer.Option(help="Where each run leaves a line; those in it are not run again.")
+]
+Timeout = Annotated[float, typer.Option(help="Seconds for one network.")]
+Memory = Annotated[float, typer.Option(help="MiB for one network.")]
+Markdown = Annotated[
+    Path | None, typer.Option(help="Document to write the table into, between its marks.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one list of objects.")]
+
+
 @bench.command()
 def slim(
     models: Annotated[
         Path, typer.Option(help="File with one network a line: family, tab, name in timm.")
     ],
-    log: Annotated[
-        Path, typer.Option(help="Where each network leaves a line; those in it are not run again.")
-    ] = Path("bench-out/slim.jsonl"),
+    log: Log = Path("bench-out/slim.jsonl"),
     seed: Annotated[int, typer.Option(help="Of weights, statistics and silenced filters.")] = 0,
-    timeout: Annotated[float, typer.Option(help="Seconds for one network.")] = 300.0,
-    memory: Annotated[float, typer.Option(help="MiB for one network.")] = 8192.0,
-    json: Annotated[bool, typer.Option("--json", help="Print one list of objects.")] = False,
+    timeout: Timeout = 300.0,
+    memory: Memory = 8192.0,
+    onnx: Annotated[
+        bool, typer.Option(help="Export each, which takes longer than all the rest.")
+    ] = True,
+    markdown: Markdown = None,
+    json: Json = False,
 ) -> None:
     """Silence a quarter of the filters of every site of many networks, remove them, compare.
 
+    One process a network; OMP_NUM_THREADS says with how many threads.
+
     Example: rnp-hub bench slim --models families.txt
     """
-    from rnp_hub.bench.slimming import Limits, measure_all, names_in
+    from rnp_hub.bench.processes import Limits
+    from rnp_hub.bench.slimming import document, measure_all, names_in
     from rnp_hub.cli import terminal
 
-    rows = measure_all(names_in(models), log, seed, Limits(timeout, memory), terminal.note)
-    terminal.print_slim_rows(rows, as_json=json)
+    limits = Limits(timeout, memory)
+    rows = measure_all(names_in(models), log, seed, limits, terminal.note, onnx=onnx)
+    section = f"bench slim {models.stem}"
+    terminal.print_evidence(rows, document(rows), section, markdown, as_json=json)
+
+
+@bench.command()
+def requests(
+    models: Annotated[
+        Path | None, typer.Option(help="As for slim; the 32 networks of docs/slimming.md if none.")
+    ] = None,
+    log: Log = Path("bench-out/requests.jsonl"),
+    seed: Annotated[int, typer.Option(help="Of weights and statistics.")] = 0,
+    timeout: Timeout = 900.0,
+    memory: Memory = 8192.0,
+    markdown: Markdown = None,
+    json: Json = False,
+) -> None:
+    """Remove three filters of each of seven layers, and let Torch-Pruning do so where installed.
+
+    Example: rnp-hub bench requests
+    """
+    from rnp_hub.bench.processes import Limits
+    from rnp_hub.bench.requests import MODELS, document, measure_all
+    from rnp_hub.bench.slimming import names_in
+    from rnp_hub.cli import terminal
+
+    names = MODELS if models is None else names_in(models)
+    rows = measure_all(names, log, seed, Limits(timeout, memory), terminal.note)
+    terminal.print_evidence(rows, document(rows), "bench requests", markdown, as_json=json)
+
+
+@bench.command()
+def depth(
+    log: Log = Path("bench-out/depth.jsonl"),
+    timeout: Timeout = 300.0,
+    memory: Memory = 8192.0,
+    markdown: Markdown = None,
+    json: Json = False,
+) -> None:
+    """Measure what slimming takes in resnet18, 34, 50 and 101 at 224 pixels.
+
+    Example: rnp-hub bench depth
+    """
+    from rnp_hub.bench.depth import MODELS, document, measure_all
+    from rnp_hub.bench.processes import Limits
+    from rnp_hub.cli import terminal
+
+    rows = measure_all(MODELS, log, Limits(timeout, memory), terminal.note)
+    terminal.print_evidence(rows, document(rows), "bench depth", markdown, as_json=json)
+
+
+@bench.command()
+def latency(
+    log: Log = Path("bench-out/latency.jsonl"),
+    timeout: Timeout = 900.0,
+    memory: Memory = 8192.0,
+    markdown: Markdown = None,
+    json: Json = False,
+) -> None:
+    """Measure how fast networks are as they were, slimmed for size, and slimmed for speed.
+
+    Example: rnp-hub bench latency
+    """
+    from rnp_hub.bench.latency import MODELS, document, measure_all
+    from rnp_hub.bench.processes import Limits
+    from rnp_hub.cli import terminal
+
+    rows = measure_all(MODELS, log, Limits(timeout, memory), terminal.note)
+    terminal.print_evidence(rows, document(rows), "bench latency", markdown, as_json=json)
 
 
 @bench.command()

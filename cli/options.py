@@ -19,6 +19,13 @@ class Recipe(StrEnum):
     paper = "paper"
 
 
+class Optimize(StrEnum):
+    """See `rnp_hub.slim.slim`."""
+
+    size = "size"
+    latency = "latency"
+
+
 class Precision(StrEnum):
     """See `rnp_hub.compute.Compute.choose`."""
 

@@ -20,9 +20,10 @@ from rnp_hub.progress import Progress
 from rnp_hub.text import one_line
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from rnp_hub.bench.grid import Step
     from rnp_hub.bench.rows import Row
-    from rnp_hub.bench.slimming import SlimRow
     from rnp_hub.gate import GatePlan, GateReport
     from rnp_hub.onnx_io import Prediction
     from rnp_hub.plan import Plan
@@ -101,6 +102,7 @@ def print_report(
         ("multiply-accumulates", report.slim.macs),
     ):
         rows.append((measure, f"{pair[0]:,}", f"{pair[1]:,}", ""))
+    rows += _latencies(report)
     if report.verdict.score is not None:
         print(f"{_verdict(report.verdict, report.source)}\n")
     _print_table(("", "before", "after", "n"), rows)
@@ -198,6 +200,19 @@ def print_verified(found: Verified, *, as_json: bool) -> None:
     print(f"{answer}: {one_line(f'{found.folder}: {found.told}')}")
 
 
+def _latencies(report: RunReport) -> list[tuple[str, str, str, str]]:
+    """Milliseconds in onnxruntime, where they were measured."""
+    if report.costs is None:
+        return []
+    before, after = (
+        each.latency_ms["onnxruntime"] for each in (report.costs.before, report.costs.after)
+    )
+    return [
+        (f"ms in onnxruntime, batch {n}", f"{before[n]:,.2f}", f"{after[n]:,.2f}", "")
+        for n in before
+    ]
+
+
 def print_scores(scores: ScoresRecord, *, as_json: bool) -> None:
     """What `evaluate` measured."""
     if as_json:
@@ -219,14 +234,23 @@ def print_export(file: Path, record: OnnxRecord, *, as_json: bool) -> None:
     )
 
 
-def print_slim_rows(rows: Sequence[SlimRow], *, as_json: bool) -> None:
-    """What `bench slim` measured: a table of Markdown."""
-    from rnp_hub.bench.slimming import table
+def print_evidence(
+    rows: Sequence[DataclassInstance],
+    document: str,
+    name: str,
+    markdown: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    """What a `bench` measured: Markdown, into a section of a document too where one is given."""
+    from rnp_hub.bench.tables import put_section
 
+    if markdown is not None:
+        put_section(markdown, name, document)
     if as_json:
         _print_json([asdict(row) for row in rows])
     else:
-        print(table(rows), end="")
+        print(document, end="")
 
 
 def print_bench_plan(steps: Sequence[Step], *, as_json: bool) -> None:

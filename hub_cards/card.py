@@ -56,6 +56,7 @@ def _words(report: RunReport, repo_id: str | None) -> dict[str, Any]:
         "repo": repo_id or PLACEHOLDER,
         "pushed": repo_id is not None,
         "rows": tables.measures(report),
+        "costs": tables.costs(report),
         "classes": rows,
         "shown": rows[: tables.SHOWN],
         "rest": rows[tables.SHOWN :],

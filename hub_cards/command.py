@@ -30,7 +30,7 @@ def _options(report: RunReport) -> Iterator[tuple[str, object]]:
     yield "seed", data.seed
     for name in ("image_column", "label_column", "recipe", "max_ca_drop", "threshold"):
         yield name.replace("_", "-"), config.get(name)
-    for name in ("precision", "device"):
+    for name in ("optimize", "precision", "device"):
         yield name, config.get(name)
     for path in config.get("poisoned", ()):
         yield "poisoned", path

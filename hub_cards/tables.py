@@ -26,6 +26,16 @@ class Row:
 
 
 @dataclass(frozen=True)
+class CostRow:
+    """What the networks take, before and after."""
+
+    measure: str
+    before: str
+    after: str
+    change: str
+
+
+@dataclass(frozen=True)
 class ClassRow:
     """Clean accuracy of one label, in [0, 1], on n pictures; `n` is `None` in old reports."""
 
@@ -110,6 +120,43 @@ def size(report: RunReport, file: str) -> str:
     if count is None:
         return "–"
     return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.0f} kB"
+
+
+def costs(report: RunReport) -> list[CostRow]:
+    """Size and speed of both networks; none where they were not measured."""
+    if report.costs is None:
+        return []
+    before, after = report.costs.before, report.costs.after
+    rows: list[tuple[str, float, float, str]] = [
+        ("Parameters", before.parameters, after.parameters, "{:,}"),
+        ("Multiply-accumulates", before.macs, after.macs, "{:,}"),
+    ]
+    for kind in before.bytes:
+        rows.append((f"Bytes, {kind}", before.bytes[kind], after.bytes[kind], "{:,}"))
+    for runtime, batches in before.latency_ms.items():
+        for batch, old in batches.items():
+            new, pictures = after.latency_ms[runtime][batch], "picture" + "s" * (batch != "1")
+            rows.append((f"Milliseconds, {runtime}, {batch} {pictures}", old, new, "{:,.2f}"))
+    return [
+        CostRow(name, shape.format(old), shape.format(new), percent(old, new))
+        for name, old, new, shape in rows
+    ]
+
+
+def is_slower(report: RunReport) -> bool:
+    """Whether the smaller network takes longer in onnxruntime, by more than noise."""
+    if report.costs is None:
+        return False
+    before, after = (
+        each.latency_ms["onnxruntime"] for each in (report.costs.before, report.costs.after)
+    )
+    return any(after[batch] > 1.1 * before[batch] for batch in before)
+
+
+def percent(before: float, after: float) -> str:
+    """`−12.3 %`: a change, with a minus as wide as the plus."""
+    rounded = round(100 * (after / before - 1), 1) + 0.0 if before else 0.0
+    return f"{rounded:+.1f} %".replace("-", "−").replace(" ", NO_BREAK)
 
 
 def per_layer(report: RunReport) -> Iterator[tuple[str, int]]:

@@ -15,14 +15,24 @@ if TYPE_CHECKING:
     from rnp_hub.method import SanitizeConfig, Sanitized, sanitize
     from rnp_hub.pull import load
     from rnp_hub.sites import gate_sites
+    from rnp_hub.slim import remove_filters
 
-__all__ = ["SanitizeConfig", "Sanitized", "__version__", "gate_sites", "load", "sanitize"]
+__all__ = [
+    "SanitizeConfig",
+    "Sanitized",
+    "__version__",
+    "gate_sites",
+    "load",
+    "remove_filters",
+    "sanitize",
+]
 
 _HOMES = {
     "SanitizeConfig": "method",
     "Sanitized": "method",
     "gate_sites": "sites",
     "load": "pull",
+    "remove_filters": "slim",
     "sanitize": "method",
 }
 

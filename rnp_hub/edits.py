@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -29,6 +31,7 @@ SIZES = (
     "num_heads",
     "num_attention_heads",
     "attn_dim",
+    "attention_dim",
     "all_head_size",
     "embed_dim",
     "inner_dim",
@@ -36,6 +39,7 @@ SIZES = (
 """Numbers an attention module keeps of its own, which must follow when heads go."""
 
 
+@with_config(ConfigDict(extra="forbid", strict=True))
 @dataclass(frozen=True)
 class LayerEdit:
     """What becomes of one layer.
@@ -179,21 +183,27 @@ def apply_edits(module: nn.Module, edits: Edits) -> None:
     Raises:
         ModelError: a layer does not exist, is of another kind, or an index is out of its range.
     """
+    layers = dict(module.named_modules(remove_duplicate=False))
     for name, edit in edits.items():
-        try:
-            layer = module.get_submodule(name)
-        except AttributeError as error:
-            raise ModelError(f"the slim edits name a layer `{name}` that does not exist") from error
-        _check(name, layer, edit)
+        if name not in layers:
+            raise ModelError(f"the slim edits name a layer `{name}` that does not exist")
+        _check(name, layers[name], edit)
         with torch.no_grad():
-            if edit.hollow:
-                put(module, name, Hollow(layer, silent(layer)))
-            elif isinstance(layer, _BatchNorm):
-                put(module, name, _smaller_norm(layer, edit))
-            elif isinstance(layer, nn.Conv2d | nn.Linear):
-                put(module, name, _smaller_mixer(layer, edit))
-            for size, value in edit.sizes.items():
-                setattr(layer, size, value)
+            smaller = _smaller(layers[name], edit)
+        # A layer may stand in several places under several names.
+        for place in [each for each, layer in layers.items() if layer is layers[name]]:
+            if smaller is not layers[name]:
+                put(module, place, smaller)
+
+
+def _smaller(layer: nn.Module, edit: LayerEdit) -> nn.Module:
+    for size, value in edit.sizes.items():
+        setattr(layer, size, value)
+    if edit.hollow:
+        return Hollow(layer, silent(layer))
+    if isinstance(layer, _BatchNorm):
+        return _smaller_norm(layer, edit)
+    return _smaller_mixer(layer, edit) if isinstance(layer, nn.Conv2d | nn.Linear) else layer
 
 
 def _check(name: str, layer: Any, edit: LayerEdit) -> None:
@@ -205,6 +215,8 @@ def _check(name: str, layer: Any, edit: LayerEdit) -> None:
     if edit.hollow and edit != LayerEdit(hollow=True):
         raise ModelError(f"the slim edits of `{name}` hollow it out and cut it at the same time")
     if isinstance(layer, _BatchNorm):
+        if edit.bias or edit.inputs is not None:
+            raise ModelError(f"the slim edits treat `{name}`, which is a BatchNorm, as a layer")
         width = layer.num_features
         sizes = [(edit.outputs, width), (edit.standing, width)]
     else:
@@ -219,7 +231,7 @@ def _check(name: str, layer: Any, edit: LayerEdit) -> None:
             raise ModelError(
                 f"the slim edits of `{name}` keep channels that are not among its {size}"
             )
-    if edit.standing and not set(edit.outputs or ()) <= set(edit.standing):
+    if edit.standing and not set(edit.outputs or (-1,)) <= set(edit.standing):
         raise ModelError(f"the slim edits of `{name}` drop channels that they also keep")
     picked = edit.outputs if isinstance(layer, _BatchNorm) else edit.inputs
     if edit.gather and picked is None:
@@ -387,28 +399,15 @@ def edits_from_json(slim: Any) -> dict[str, LayerEdit]:
             f"{' and '.join(map(repr, READABLE))}; update rnp-hub"
         )
     try:
-        return {str(name): _edit_from_json(edit) for name, edit in slim["layers"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return _adapter().validate_json(json.dumps(slim.get("layers")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ("layers", *first["loc"])))
         raise ModelError(
-            f"the slim model's edits cannot be read ({error!r}); get its config.json again"
+            f"the slim model's edits cannot be read ({where}: {first['msg']}); get its "
+            "config.json again"
         ) from error
 
 
-def _edit_from_json(edit: Mapping[str, Any]) -> LayerEdit:
-    unknown = set(edit) - set(LayerEdit.__dataclass_fields__)
-    if unknown:
-        raise ValueError(f"unknown edit {sorted(unknown)[0]!r}")
-    sizes = {str(name): int(value) for name, value in edit.get("sizes", {}).items()}
-    return LayerEdit(
-        outputs=_indices(edit.get("outputs")),
-        inputs=_indices(edit.get("inputs")),
-        bias=bool(edit.get("bias", False)),
-        standing=_indices(edit.get("standing")),
-        gather=bool(edit.get("gather", False)),
-        sizes=sizes,
-        hollow=bool(edit.get("hollow", False)),
-    )
-
-
-def _indices(stored: Any) -> tuple[int, ...] | None:
-    return None if stored is None else tuple(int(index) for index in stored)
+def _adapter() -> TypeAdapter[dict[str, LayerEdit]]:
+    return TypeAdapter(dict[str, LayerEdit])

@@ -7,6 +7,7 @@ here needs to know a network's class.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,9 +56,7 @@ class Graph:
         self._weights: Mapping[Node, str] = {
             node: names[node.name] for node in self.nodes if node.name in names
         }
-        self._module = module
-        # A module that stands in several places has one name, and is called once for each place.
-        self._names = {part: name for name, part in module.named_modules()}
+        self._around(module)
         inputs = set(signature.user_inputs)
         self._moving: set[Node] = set()
         for node in self.nodes:
@@ -67,6 +66,17 @@ class Graph:
         for node in self.nodes:
             if (layer := self._layer_of(node)) is not None:
                 self._calls[layer].append(node)
+
+    def around(self, module: nn.Module) -> Graph:
+        """The same graph of another network of the same architecture."""
+        twin = copy.copy(self)
+        twin._around(module)
+        return twin
+
+    def _around(self, module: nn.Module) -> None:
+        self._module = module
+        # A module that stands in several places has one name, and is called once for each place.
+        self._names = {part: name for name, part in module.named_modules()}
 
     def layers(self) -> Iterator[str]:
         """Names of the convolutions, linear layers and BatchNorms that run exactly once."""

@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from rnp_hub.compute import Compute
+from rnp_hub.compute import Compute, mark_memory, peak_since_mark_mib
 from rnp_hub.errors import ConfigError, DataError
 from rnp_hub.guided import GuidedConfig
 from rnp_hub.network import (
@@ -30,7 +30,7 @@ from rnp_hub.prune import PruneConfig, Pruned, prune, pruned_of
 from rnp_hub.recover import RecoverConfig, Recovered, recover
 from rnp_hub.scan import Healed, ScanConfig, Scanned, heal, scan
 from rnp_hub.sites import Site, gate_sites
-from rnp_hub.slim import EXAMPLES, Slimmed, slim
+from rnp_hub.slim import EXAMPLES, Optimize, Slimmed, slim
 from rnp_hub.surrogate import SurrogateConfig
 from rnp_hub.unlearn import UnlearnConfig, Unlearned, unlearn
 
@@ -131,7 +131,7 @@ class Sanitized:
         slim: the smaller network that computes the same, and the proof.
         unlearned, recovered, pruned: what each stage found; no masks are learned for a network that
             the verdict acquits.
-        timing_s: seconds by stage.
+        timing_s, memory_mib: seconds, and peak memory of the process, by stage.
         scanned, healed: of a recipe that comes to a verdict, and of a network that needed healing.
     """
 
@@ -141,6 +141,7 @@ class Sanitized:
     recovered: Recovered | None
     pruned: Pruned
     timing_s: dict[str, float]
+    memory_mib: dict[str, float]
     scanned: Scanned | None = None
     healed: Healed | None = None
 
@@ -149,15 +150,18 @@ T = TypeVar("T")
 
 
 class Stopwatch:
-    """Seconds by stage."""
+    """Seconds, and MiB of memory at most, by stage."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.mib: dict[str, float] = {}
 
     def time(self, stage: str, work: Callable[[], T]) -> T:
+        mark_memory()
         start = time.perf_counter()
         result = work()
         self.seconds[stage] = round(time.perf_counter() - start, 3)
+        self.mib[stage] = round(peak_since_mark_mib(), 1)
         return result
 
 
@@ -170,6 +174,7 @@ def sanitize(
     transform: Transform = to_unit_range,
     output: str | int | None = None,
     compute: Compute | None = None,
+    optimize: Optimize = "size",
     progress: Progress = quiet,
 ) -> Sanitized:
     """Find and cut the filters that carry a backdoor, from clean pictures alone.
@@ -185,6 +190,7 @@ def sanitize(
             scaled to [0, 1] unless told otherwise. Pictures are cropped and flipped before it.
         output: which element of the module's output is the logits.
         compute: device and precision; chosen by the hardware unless given.
+        optimize: of the slim network, see `slim.slim`.
         progress: told what is going on.
 
     Raises:
@@ -202,9 +208,11 @@ def sanitize(
     dense = on_cpu(found.pruned.classifier.module)
     example = transform(clean.images[:EXAMPLES])
     slimmed = work.watch.time(
-        "slim", lambda: slim(dense, found.pruned.silenced, example, output=output)
+        "slim",
+        lambda: slim(dense, found.pruned.silenced, example, output=output, optimize=optimize),
     )
-    return Sanitized(dense, slimmed, **vars(found), timing_s=work.watch.seconds)
+    watch = work.watch
+    return Sanitized(dense, slimmed, **vars(found), timing_s=watch.seconds, memory_mib=watch.mib)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ def write_onnx(
     file.parent.mkdir(parents=True, exist_ok=True)
     wrapped = _OnlyLogits(module, output).eval()
     failures = dict[str, Exception]()
-    for rung in LADDER:
+    any_size = _takes_other_sizes(wrapped, probe)
+    for rung in (rung for rung in LADDER if any_size or not rung.any_size):
         try:
             _export(file, wrapped, probe, rung)
             _annotate(file, target, notes or {})
@@ -106,6 +107,27 @@ def write_onnx(
     raise ProofError(
         f"torch cannot export this network to ONNX ({reason(_root(first))}); nothing was written"
     ) from first
+
+
+def write_like(
+    model: Path,
+    exporter: str,
+    file: Path,
+    module: nn.Module,
+    probe: Tensor,
+    output: str | int | None = None,
+) -> None:
+    """Export another network the way a file was, to compare their speed; nothing is proved.
+
+    Args:
+        model: the file.
+        exporter: as the record of the file names it.
+        file: where to.
+        module, probe, output: see `write_onnx`.
+    """
+    any_size = isinstance(Runner(model).input_shape[2], str)
+    rung = next(each for each in LADDER if (each.name, each.any_size) == (exporter, any_size))
+    _export(file, _OnlyLogits(module, output).eval(), probe, rung)
 
 
 def _root(error: BaseException) -> BaseException:
@@ -243,6 +265,14 @@ def _uneven(probe: Tensor) -> Iterator[Tensor]:
     yield probe[:1]
     yield probe[1:4]
     yield from probe[4:].split(128) if len(probe) > 4 else ()
+
+
+def _takes_other_sizes(module: nn.Module, probe: Tensor) -> bool:
+    """Asked first, since an export takes longer than an answer."""
+    try:
+        return all(len(logits(module, part)) == len(part) for part in _other_sizes(probe))
+    except Exception:  # networks refuse a size in many ways
+        return False
 
 
 OTHER_SIZES = ((32, 0), (0, 64))

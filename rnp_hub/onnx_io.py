@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,17 +26,22 @@ METADATA_KEY = "rnp_hub"
 class Runner:
     """An ONNX classifier in onnxruntime.
 
+    Args:
+        file: of the network.
+        threads: at most; `None` for what OMP_NUM_THREADS says, else as many as there are cores.
+
     Raises:
         ModelError: the file cannot be read, or does not go from `pixel_values` to `logits`.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, threads: int | None = None) -> None:
         import onnxruntime
 
         if not file.is_file():
             raise ModelError(f"there is no ONNX file at {file}; `rnp-hub export` makes one")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = threads or _threads_asked_for()
         try:
             self.session = onnxruntime.InferenceSession(
                 str(file), options, providers=["CPUExecutionProvider"]
@@ -79,6 +85,12 @@ class Runner:
         name = RAW_INPUT if self.takes_raw else INPUT
         found: NDArray[np.float32] = self.session.run([OUTPUT], {name: inputs})[0]
         return found
+
+
+def _threads_asked_for() -> int:
+    """As torch does: a machine that others use too is told so by one variable. 0 is no limit."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdecimal() else 0
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import rnp_hub
+from rnp_hub import costs
 from rnp_hub import evaluate as measuring
 from rnp_hub import export as exporting
 from rnp_hub import push as pushing
@@ -41,6 +42,7 @@ from rnp_hub.records import (
 )
 from rnp_hub.report import (
     FILE,
+    CostsRecord,
     DataRecord,
     EvalRecord,
     ExportRecord,
@@ -51,10 +53,11 @@ from rnp_hub.report import (
     ScoresRecord,
     SlimRecord,
     SourceRecord,
+    onnx_file,
 )
 from rnp_hub.scan import scan
 from rnp_hub.sites import gate_sites
-from rnp_hub.slim import WAYS
+from rnp_hub.slim import WAYS, Optimize
 from rnp_hub.triggers import Poisoned, stamp
 
 PROBES = 256
@@ -118,6 +121,8 @@ class SanitizeJob:
         overwrite: replace a folder that an earlier run made.
         force: prune a network too that the verdict acquits.
         push: where the folder goes afterwards; `None` for nowhere.
+        optimize: of the slim network, see `slim.slim`.
+        latency: measure how fast the networks are, before and after.
     """
 
     job: Job
@@ -129,6 +134,8 @@ class SanitizeJob:
     force: bool = False
     flip: bool | None = None
     push: PushJob | None = None
+    optimize: Optimize = "size"
+    latency: bool = True
 
     @property
     def folder(self) -> Path:
@@ -327,9 +334,11 @@ def _sanitize(asked: SanitizeJob, progress: Progress, say: Say) -> tuple[RunRepo
         config,
         transform=opened.classifier.transform,
         compute=opened.classifier.compute,
+        optimize=asked.optimize,
         progress=progress,
     )
     watch.seconds |= result.timing_s
+    watch.mib |= result.memory_mib
     after = watch.time("after", lambda: opened.score(result.module, "after", progress))
     measured = RunReport(
         source=_source(opened.model),
@@ -350,11 +359,18 @@ def _sanitize(asked: SanitizeJob, progress: Progress, say: Say) -> tuple[RunRepo
         progress("export", 0.0, {})
         files = watch.time("export", lambda: _export(folder, opened, result, origin(measured)))
         progress("export", 1.0, {})
+        taken = None
+        if asked.latency:
+            progress("costs", 0.0, {})
+            taken = watch.time("costs", lambda: _costs(folder, opened, result, files))
+            progress("costs", 1.0, {})
         report = replace(
             measured,
             export=files,
+            costs=taken,
             timing_s=watch.seconds,
             peak_memory_mib=round(peak_memory_mib(), 1),
+            memory_mib=watch.mib,
         )
         (folder / FILE).write_text(report.to_json(), encoding="utf-8")
         write_card(folder, report, asked.push.repo_id if asked.push else None)
@@ -403,6 +419,13 @@ def _export(
     slim_file = exporting.write_model(folder / "slim", model, slim.module, smaller, probe)
     onnx = write_onnx(folder / "onnx" / "model.onnx", slim.module, model.target, probe, notes=notes)
     return ExportRecord(dense.record, slim_file.record, {"fp32": onnx}, _sizes(folder))
+
+
+def _costs(folder: Path, opened: Opened, result: Sanitized, files: ExportRecord) -> CostsRecord:
+    modules, folders = (result.module, result.slim.module), (folder, folder / "slim")
+    exporter = files.onnx["fp32"].exporter
+    onnx = folder / "onnx" / onnx_file("fp32")
+    return costs.measure(modules, folders, onnx, exporter, _probe(opened))
 
 
 def _sizes(folder: Path) -> dict[str, int]:
@@ -472,8 +495,8 @@ def _slim(opened: Opened, result: Sanitized) -> SlimRecord:
     slim, layers = result.slim, result.slim.layers.values()
     example = opened.classifier.transform(opened.data.clean.pictures.images[:1])
     return SlimRecord(
-        parameters=(_parameters(result.module), _parameters(slim.module)),
-        macs=(_macs(result.module, example), _macs(slim.module, example)),
+        parameters=(costs.parameters(result.module), costs.parameters(slim.module)),
+        macs=(costs.macs(result.module, example), costs.macs(slim.module, example)),
         silenced=sum(layer.silenced for layer in layers),
         removed=sum(layer.removed for layer in layers),
         carriers=sum(layer.carriers for layer in layers),
@@ -486,20 +509,6 @@ def _slim(opened: Opened, result: Sanitized) -> SlimRecord:
     )
 
 
-def _parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-@torch.no_grad()
-def _macs(module: nn.Module, example: Tensor) -> int:
-    """Multiply-accumulates of convolutions and matrix products for one picture."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        module(example)
-    return int(counter.get_total_flops()) // 2
-
-
 def _settings(asked: SanitizeJob, opened: Opened, config: SanitizeConfig) -> dict[str, object]:
     return {
         **_asked(asked.job, opened),
@@ -507,6 +516,7 @@ def _settings(asked: SanitizeJob, opened: Opened, config: SanitizeConfig) -> dic
         "max_ca_drop": asked.max_ca_drop,
         "threshold": config.prune.threshold,
         "push_to": asked.push.repo_id if asked.push else None,
+        "optimize": asked.optimize,
         **_stages(config),
     }
 

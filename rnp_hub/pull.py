@@ -121,15 +121,15 @@ def pull(spec: str, revision: str | None = None) -> PulledModel:
         notes.append(note)
     module = architecture.fill(found.tensors, located.spec)
     check_finite(module)
-    _check_answer(module, target)
+    _check_answer(module, target, slim=bool(architecture.edits))
     return PulledModel(module, architecture, target, located, tuple(notes), found.sha256)
 
 
-def _check_answer(module: nn.Module, target: Target) -> None:
+def _check_answer(module: nn.Module, target: Target, *, slim: bool) -> None:
     """Show the network one grey picture: it must take that size and give that many logits.
 
     Raises:
-        ModelError: it does not, so its preprocessing is not its own.
+        ModelError: it does not, so its preprocessing, or what slimming cut, is not its own.
     """
     size = target.preprocess.input_size
     try:
@@ -139,6 +139,7 @@ def _check_answer(module: nn.Module, target: Target) -> None:
         raise ModelError(
             f"the network cannot take pictures of {' × '.join(map(str, size))}, which its "
             f"configuration asks for ({reason(error)}); correct the size there"
+            f"{', or get its slim edits again' if slim else ''}"
         ) from error
     if logits.shape[1] != target.classes:
         raise ModelError(

@@ -19,7 +19,7 @@ SCHEMA: Literal["rnp-hub/report/1"] = "rnp-hub/report/1"
 SCAN_SCHEMA: Literal["rnp-hub/scan/1"] = "rnp-hub/scan/1"
 FILE = "rnp_report.json"
 
-LATE = ("export", "timing_s", "peak_memory_mib")
+LATE = ("export", "costs", "timing_s", "peak_memory_mib", "memory_mib")
 """Sections that are only known when the files are written."""
 
 _strict = with_config(ConfigDict(extra="forbid", strict=True))
@@ -227,8 +227,33 @@ class ExportRecord:
 
 @_strict
 @dataclass(frozen=True)
+class CostRecord:
+    """What one network takes.
+
+    `macs` are multiply-accumulates of one picture, `bytes` are by kind of file, `latency_ms` by
+    runtime and number of pictures.
+    """
+
+    parameters: int
+    macs: int
+    bytes: dict[str, int]
+    latency_ms: dict[str, dict[str, float]]
+
+
+@_strict
+@dataclass(frozen=True)
+class CostsRecord:
+    """What the network in its original shape takes, and the slim one, with that many threads."""
+
+    before: CostRecord
+    after: CostRecord
+    threads: int
+
+
+@_strict
+@dataclass(frozen=True)
 class RunReport:
-    """Everything one `sanitize` measured."""
+    """Everything one `sanitize` measured; `memory_mib` is the peak of each stage in `timing_s`."""
 
     source: SourceRecord
     data: DataRecord
@@ -243,6 +268,8 @@ class RunReport:
     timing_s: dict[str, float]
     peak_memory_mib: float
     environment: dict[str, str]
+    costs: CostsRecord | None = None
+    memory_mib: dict[str, float] = field(default_factory=dict)
     schema: Literal["rnp-hub/report/1"] = SCHEMA
 
     def to_json(self) -> str:

@@ -94,6 +94,26 @@ def sites_of(module: nn.Module, graph: Graph | None) -> tuple[Site, ...]:
     return tuple(sorted(sites.values(), key=lambda site: order[site.name]))
 
 
+def layer_site(module: nn.Module, name: str) -> Site:
+    """The channels of any BatchNorm, or the rows of any convolution or linear layer, as a site.
+
+    RNP gates those of `gate_sites` only; removed can be the filters of every layer.
+
+    Raises:
+        ModelError: there is no such layer.
+    """
+    layer = dict(module.named_modules(remove_duplicate=False)).get(name)
+    if isinstance(layer, _BatchNorm) and layer.affine:
+        return Site(name, layer.num_features)
+    if isinstance(layer, nn.Conv2d | nn.Linear):
+        return Site(name, len(layer.weight), "output")
+    found = "is not there" if layer is None else f"is a {type(layer).__name__}"
+    raise ModelError(
+        f"`{name}` {found}; give a Conv2d, a Linear or a BatchNorm with a learned bias, by its "
+        "name in named_modules()"
+    )
+
+
 # --- outputs of layers without a norm ---------------------------------------------------------
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from rnp_hub.evaluate import Rate
 from rnp_hub.hub_cards import render
 from rnp_hub.report import (
+    CostRecord,
+    CostsRecord,
     DataRecord,
     EvalRecord,
     ExportRecord,
@@ -112,6 +114,21 @@ TIMM = RunReport(
     timing_s={"unlearn": 1.0, "recover": 2.5},
     peak_memory_mib=1900.0,
     environment={"rnp_hub": "0.1.0", "torch": "2.13.0", "device": "cpu (2 threads)"},
+    costs=CostsRecord(
+        CostRecord(
+            11_000_000,
+            1_800_000_000,
+            {"safetensors": 44_000_000, "onnx": 44_100_000},
+            {"onnxruntime": {"1": 12.5, "32": 400.0}, "torch": {"1": 20.0, "32": 610.25}},
+        ),
+        CostRecord(
+            10_500_000,
+            1_700_000_000,
+            {"safetensors": 980_400, "onnx": 42_100_000},
+            {"onnxruntime": {"1": 11.25, "32": 380.0}, "torch": {"1": 20.0, "32": 594.5}},
+        ),
+        threads=2,
+    ),
 )
 """A timm model from the Hub and a trigger that was known."""
 
@@ -154,6 +171,7 @@ CLEAN = replace(
         TIMM.slim, parameters=(11_000_000,) * 2, macs=(1_800_000_000,) * 2,
         silenced=0, removed=0, carriers=0, by=dict.fromkeys(TIMM.slim.by, 0), max_rel_diff=0.0,
     ),
+    costs=CostsRecord(TIMM.costs.before, TIMM.costs.before, threads=2),
 )  # fmt: skip
 """Judged clean, nothing was silenced."""
 
@@ -171,8 +189,22 @@ SURROGATE = replace(
 )
 """Triggers were reconstructed, none was known."""
 
+SLOWER = replace(
+    TIMM,
+    costs=CostsRecord(
+        TIMM.costs.before,
+        replace(
+            TIMM.costs.after,
+            latency_ms={"onnxruntime": {"1": 30.0, "32": 900.0}, "torch": {"1": 21.0, "32": 600.0}},
+        ),
+        threads=2,
+    ),
+)
+"""The smaller network is the slower one."""
+
 MANY = replace(
     TIMM,
+    costs=None,
     source=replace(TIMM.source, label_names=None),
     eval=replace(TIMM.eval, n=10_000, per_class_n=(10,) * 1000),
     before=replace(TIMM.before, per_class_accuracy=(0.9,) * 1000),
@@ -219,6 +251,7 @@ REPORTS: Mapping[str, RunReport] = {
     "transformers": TRANSFORMERS,
     "clean": CLEAN,
     "surrogate": SURROGATE,
+    "slower": SLOWER,
     "many_labels": MANY,
     "hostile": HOSTILE,
 }

@@ -44,7 +44,8 @@ def test_a_row_for_each_network_and_no_work_twice(networks: Path, tmp_path: Path
     assert again.exit_code == 0
     assert again.stderr == "", "what stands in the log is not run again"
     assert "| test_vit |" in again.stdout
-    assert "- exact: 1 of 2 networks; rebuilt from disk to the bit: 1; ONNX" in again.stdout
+    assert "- exact: 1 of 2 networks, at most " in again.stdout
+    assert "- rebuilt from disk to the bit: 1 of 2; ONNX equals torch: 1 of 2" in again.stdout
     assert len(log.read_text().splitlines()) == 2
 
 

@@ -77,13 +77,24 @@ def test_the_seed_decides_everything() -> None:
     clean = stripes(120)
     module = trained(SmallResNet(), clean)
     results = [
-        rnp_hub.sanitize(module, clean.images, clean.labels, rnp_hub.SanitizeConfig.of(seed=seed))
-        for seed in (0, 0, 1)
+        rnp_hub.sanitize(
+            module,
+            clean.images,
+            clean.labels,
+            rnp_hub.SanitizeConfig.of(seed=seed),
+            optimize=optimize,
+        )
+        for seed, optimize in ((0, "size"), (0, "latency"), (1, "size"))
     ]
     masks = [torch.cat(list(result.recovered.masks.values())) for result in results]
     assert torch.equal(masks[0], masks[1])
     assert not torch.equal(masks[0], masks[2])
     assert results[0].pruned.silenced == results[1].pruned.silenced
+    small, quick = (
+        sum(count.removed for count in result.slim.layers.values()) for result in results[:2]
+    )
+    assert small > quick, "so few filters of layers of 8 make nothing faster"
+    assert results[1].slim.max_rel_diff <= 1e-9
 
 
 @pytest.mark.parametrize(

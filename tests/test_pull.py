@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import rnp_hub
@@ -180,7 +181,32 @@ def _add_layer(config: dict[str, Any], name: str, edit: object) -> None:
         (lambda c: _first(c, "conv").update(outputs=[]), "keep channels that are not among"),
         (lambda c: _first(c, "conv").update(outputs=[0]), "where"),
         (lambda c: _first(c, "conv").update(outputs="no"), "edits cannot be read"),
-        (lambda c: _first(c, "conv").update(hook="x"), "unknown edit 'hook'"),
+        (
+            lambda c: _first(c, "conv").update(outputs="01"),
+            "outputs: Input should be a valid array",
+        ),
+        (
+            lambda c: _first(c, "conv").update(outputs=[0, 1.5]),
+            "outputs.1: Input should be a valid",
+        ),
+        (lambda c: _first(c, "conv").update(outputs=[True]), "outputs.0: Input should be a valid"),
+        (lambda c: _first(c, "conv").update(outputs=[0, 10**30]), "channels that are not among"),
+        (
+            lambda c: _first(c, "conv").update(outputs=[*range(10**5)]),
+            "channels that are not among",
+        ),
+        (lambda c: _first(c, "conv").update(inputs=[10**9]), "keep channels that are not among"),
+        (lambda c: _first(c, "conv").update(standing=[10**9]), "keep channels that are not among"),
+        (lambda c: _first(c, "conv").update(bias="false"), "bias: Input should be a valid boolean"),
+        (lambda c: _first(c, "conv").update(bias=True), "bias` is missing"),
+        (lambda c: _first(c, "conv").update(hook="x"), "hook: Unexpected keyword argument"),
+        (lambda c: _first(c, "conv").update(sizes={"num_heads": 10**9}), "which it cannot be"),
+        (lambda c: _first(c, "conv").update(hollow=True), "hollow it out and cut it"),
+        (lambda c: _first(c, "bn").update(inputs=[0]), "which is a BatchNorm, as a layer"),
+        (lambda c: _add_layer(c, "fc", {"standing": [0]}), "drop channels that they also keep"),
+        (lambda c: _add_layer(c, "", {"outputs": [0]}), "a ResNet cannot be cut"),
+        (lambda c: _add_layer(c, "fc.weight", {"outputs": [0]}), "`fc.weight` that does not exist"),
+        (lambda c: _add_layer(c, "__class__", {"outputs": [0]}), "`__class__` that does not exist"),
         (lambda c: _add_layer(c, "layer9", {"outputs": [0]}), "`layer9` that does not exist"),
         (lambda c: _add_layer(c, "maxpool", {"outputs": [0]}), "a MaxPool2d cannot be cut"),
         (lambda c: _add_layer(c, "fc", [1]), "edits cannot be read"),
@@ -200,6 +226,28 @@ def test_tampered_edits_are_refused(
     with pytest.raises(ModelError) as caught:
         rnp_hub.load(str(folder))
     assert sentence in str(caught.value)
+
+
+def test_edits_and_weights_that_were_changed_together(plain_run: Run, tmp_path: Path) -> None:
+    """Every shape is as the edits say, but no picture goes through."""
+    folder = Path(shutil.copytree(plain_run.folder / "slim", tmp_path / "slim"))
+    config = json.loads((folder / "config.json").read_text())
+    _add_layer(config, "fc", {"inputs": [0, 1, 2]})
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "model.safetensors")
+    weights["fc.weight"] = weights["fc.weight"][:, :3].contiguous()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"cannot take pictures .* or get its slim edits again"):
+        rnp_hub.load(str(folder))
+
+
+def test_weights_that_are_not_those_of_the_edits(plain_run: Run, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(plain_run.folder / "slim", tmp_path / "slim"))
+    weights = load_file(folder / "model.safetensors")
+    weights["fc.weight"] = weights["fc.weight"][:, :3].contiguous()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"`fc.weight` is \[10, 3\] where \[10, 16\] is wanted"):
+        rnp_hub.load(str(folder))
 
 
 # --- the Hub ----------------------------------------------------------------------------------

@@ -40,7 +40,8 @@ def test_every_key_of_the_design_is_there(plain_run: Run) -> None:
     assert set(report["export"]["onnx"]["fp32"]) == ONNX
     assert set(report["export"]["safetensors"]) == {"sha256", "max_rel_diff"}
     assert set(report["timing_s"]) >= {"unlearn", "recover", "prune", "slim", "export"}
-    assert report["peak_memory_mib"] > 100
+    assert report["memory_mib"].keys() == report["timing_s"].keys()
+    assert 100 < max(report["memory_mib"].values()) <= report["peak_memory_mib"]
 
 
 def test_what_was_measured(plain_run: Run, plain_model: Path) -> None:
@@ -62,6 +63,24 @@ def test_what_was_measured(plain_run: Run, plain_model: Path) -> None:
     assert slim["silenced"] == slim["removed"] + slim["carriers"] + slim["kept"]
     assert slim["max_rel_diff"] <= 1e-9
     assert slim["parameters"][1] < slim["parameters"][0]
+
+
+def test_what_the_networks_take(plain_run: Run) -> None:
+    report, folder = plain_run.report, plain_run.folder
+    costs, slim = report["costs"], report["slim"]
+    assert costs["threads"] == 2
+    for place, (when, weights) in enumerate((("before", "."), ("after", "slim"))):
+        assert set(costs[when]) == {"parameters", "macs", "bytes", "latency_ms"}
+        assert costs[when]["parameters"] == slim["parameters"][place]
+        assert costs[when]["macs"] == slim["macs"][place] > 0
+        size = (folder / weights / "model.safetensors").stat().st_size
+        assert costs[when]["bytes"]["safetensors"] == size
+        assert costs[when]["bytes"]["onnx"] > 1000
+        for runtime in ("onnxruntime", "torch"):
+            one, many = (costs[when]["latency_ms"][runtime][batch] for batch in ("1", "32"))
+            assert 0 < one < many
+    assert costs["after"]["bytes"]["onnx"] == (folder / "onnx" / "model.onnx").stat().st_size
+    assert report["config"]["optimize"] == "size"
 
 
 def test_how_it_was_pruned(plain_run: Run) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import random
-from functools import partial
 
 import pytest
 import timm
@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnp_hub.edits import ChannelScatter, LayerEdit, apply_edits, edits_from_json, edits_to_json
-from rnp_hub.errors import ModelError, NoGateSitesError
+from rnp_hub.errors import ModelError
+from rnp_hub.graph import Graph
 from rnp_hub.hooks import silence
-from rnp_hub.sites import gate_sites
+from rnp_hub.sites import Site, gate_sites, layer_site, sites_of
 from rnp_hub.slim import MAX_REL_DIFF, Slimmed, relative_difference, slim
 from tests.networks import SmallResNet, randomised
+from tests.random_networks import RandomNetwork
 from tests.three_ways import three_ways
 
 
@@ -187,10 +189,7 @@ def test_a_slim_network_is_an_ordinary_module() -> None:
 # --- real networks --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["resnet18", "seresnet18", "inception_v3", "mobilenetv2_100", "densenet121"],
-)
+@pytest.mark.parametrize("name", ["seresnet18", "mobilenetv2_100"])
 def test_timm_networks_are_exact(name: str) -> None:
     if name not in timm.list_models():
         pytest.skip(f"this timm has no {name}")
@@ -205,98 +204,59 @@ def test_timm_networks_are_exact(name: str) -> None:
 
 # --- random networks ------------------------------------------------------------------------------
 
-
-class Piece(nn.Module):
-    """One random layer and what may follow it."""
-
-    def __init__(self, inputs: int, draw: random.Random) -> None:
-        super().__init__()
-        self.groups = draw.choice([1, 1, 1, 2, inputs])
-        if inputs % self.groups:
-            self.groups = 1
-        self.outputs = draw.choice([2, 3, 5] if self.groups == 1 else [1, 2, 3]) * self.groups
-        kernel, padding = draw.choice([(1, 0), (3, 1), (3, 0), (1, 1)])
-        self.conv = nn.Conv2d(
-            inputs, self.outputs, kernel, 1, padding, groups=self.groups, bias=draw.random() < 0.5
-        )
-        self.early = draw.random() < 0.2
-        width = inputs if self.early else self.outputs
-        self.norm = draw.choice(
-            [nn.BatchNorm2d, nn.BatchNorm2d, nn.BatchNorm2d, partial(nn.GroupNorm, 1), nn.Identity]
-        )(width)
-        self.after = draw.choice([F.relu, F.silu, F.hardswish, F.leaky_relu, torch.sigmoid])
-        self.pool = draw.choice(["none", "none", "max", "average", "padded average"])
-        self.merge = draw.choice(["none", "none", "add", "cat", "gate"])
-        self.branch = nn.Conv2d(inputs, self.outputs, kernel, 1, padding)
-        if self.merge == "cat":
-            self.outputs *= 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.early:
-            out = self.conv(self.after(self.norm(x)))
-        else:
-            out = self.after(self.norm(self.conv(x)))
-        if self.merge == "add":
-            out = out + self.branch(x)
-        elif self.merge == "cat":
-            out = torch.cat((out, self.branch(x)), 1)
-        elif self.merge == "gate":
-            out = out * torch.sigmoid(self.branch(x)).mean((2, 3), keepdim=True)
-        if self.pool == "max":
-            return F.max_pool2d(out, 3, 1, 1)
-        if self.pool == "average":
-            return F.avg_pool2d(out, 2, 1)
-        return F.avg_pool2d(out, 3, 1, 1) if self.pool == "padded average" else out
+MASKS = 6
+"""Of each random network: tracing it takes longer than all of them."""
 
 
-class RandomNetwork(nn.Module):
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        draw, width, pieces = random.Random(seed), 3, []
-        for _ in range(draw.choice([1, 2, 3])):
-            pieces.append(Piece(width, draw))
-            width = pieces[-1].outputs
-        self.pieces = nn.Sequential(*pieces)
-        self.flat = draw.random() < 0.3
-        self.head = nn.Linear(width * (4 if self.flat else 1), 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.pieces(x)
-        x = F.adaptive_avg_pool2d(x, 2).flatten(1) if self.flat else x.mean((2, 3))
-        return self.head(x)
-
-
-def random_network_is_exact(seed: int) -> None:
+def random_masks_are_exact(seed: int) -> None:
+    """Some masks of one random network: any filters of any layer, all of it at times."""
     torch.manual_seed(seed)
     module = randomised(RandomNetwork(seed), seed).double()
     example = torch.randn(3, 3, 12, 12, dtype=torch.float64)
-    draw = random.Random(seed)
-    try:
-        sites = gate_sites(module, example)
-    except NoGateSitesError:
-        return
+    graph = Graph(module, example)
+    for mask in range(MASKS):
+        shown = f"RandomNetwork({seed}), mask {mask}"
+        try:
+            a_mask_is_exact(module, example, graph, random.Random(f"{seed} {mask}"), shown)
+        except Exception as error:
+            raise AssertionError(f"{shown}: {error!r}") from error
+
+
+def a_mask_is_exact(
+    module: nn.Module, example: Tensor, graph: Graph, draw: random.Random, shown: str
+) -> None:
+    sites = sites_of(module, graph) if draw.random() < 0.5 else every_layer(module)
+    sites = [site for site in sites if draw.random() < 0.6]
     chosen = {
         site: tuple(sorted(draw.sample(range(site.filters), draw.randint(0, site.filters))))
         for site in sites
     }
-    found = three_ways(module, example, chosen)
-    assert found.gated <= 1e-9, f"RandomNetwork({seed})"
-    assert found.slim_difference <= 1e-9, f"RandomNetwork({seed})"
-    assert found.slim.refused == (), f"RandomNetwork({seed})"
-    whole = sum(len(gone) == site.filters for site, gone in chosen.items())
-    assert found.removed >= found.silenced - whole, f"RandomNetwork({seed})"
+    found = three_ways(copy.deepcopy(module), example, chosen, graph)
+    assert found.gated <= 1e-9, shown
+    assert found.slim_difference <= 1e-9, shown
+    assert found.slim.refused == (), shown
+    # Where all of a layer is silent, one filter may stay as a zero.
+    widths = {site.name: site.filters for site in sites}
+    whole = sum(count.silenced >= widths[name] for name, count in found.slim.layers.items())
+    assert found.removed >= found.silenced - whole, shown
+
+
+def every_layer(module: nn.Module) -> list[Site]:
+    """Rows of every convolution and linear layer, channels of every BatchNorm."""
+    kinds = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
+    return [layer_site(module, n) for n, part in module.named_modules() if isinstance(part, kinds)]
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=60, deadline=None, derandomize=True, print_blob=True)
+@settings(max_examples=50, deadline=None, derandomize=True, print_blob=True)
 def test_random_networks_are_exact(seed: int) -> None:
-    random_network_is_exact(seed)
+    random_masks_are_exact(seed)
 
 
 @pytest.mark.slow
 def test_thousands_of_random_networks_are_exact() -> None:
-    for seed in range(2000):
-        random_network_is_exact(seed)
+    for seed in range(1000):
+        random_masks_are_exact(seed)
 
 
 # --- pieces ---------------------------------------------------------------------------------------

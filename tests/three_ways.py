@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rnp_hub.graph import Graph
 from rnp_hub.hooks import gates, silence
 from rnp_hub.network import logits_of
 from rnp_hub.sites import Site
@@ -35,7 +36,10 @@ class ThreeWays:
 
 
 def three_ways(
-    module: nn.Module, example: Tensor, chosen: Mapping[Site, Sequence[int]]
+    module: nn.Module,
+    example: Tensor,
+    chosen: Mapping[Site, Sequence[int]],
+    graph: Graph | None = None,
 ) -> ThreeWays:
     """Silence the chosen filters in each of the three ways; the network ends up silenced."""
     module, example = module.double().eval(), example.double()
@@ -51,7 +55,7 @@ def three_ways(
         silence(module, chosen)
         dense = logits_of(module(example))
     largest = float(dense.abs().max())
-    result = slim(module, {site.name: tuple(gone) for site, gone in chosen.items()}, example)
+    result = slim(module, chosen, example, graph=graph)
     return ThreeWays(
         sites=tuple(chosen),
         gated=float((gated - dense).abs().max()) / largest,

@@ -2,26 +2,29 @@
 
 For each network, with random weights and random statistics, a share of the filters of every site is
 silenced and removed. The smaller network is compared with the silenced one in float64, written to
-disk and built again from its config, exported to ONNX and compared in onnxruntime. Each network
-runs in a process of its own, with limits, and leaves one line, so that a run can be resumed.
+disk and built again from its config, exported to ONNX and compared in onnxruntime.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from rnp_hub.errors import ConfigError, reason
+from rnp_hub.bench.processes import Limits, Row, rows, tell
+from rnp_hub.bench.tables import line, plain, small, table
+from rnp_hub.errors import ConfigError, RnpHubError, reason
 
 SHARE = 0.25
 """Of the filters of each site that are silenced."""
+
+MAX_REL_DIFF = 1e-9
+"""At which a network counts as the same here, whatever slimming itself says."""
 
 USUAL_SIZE = 128
 """Pixels, where the network takes them; else what it was made for."""
@@ -33,20 +36,24 @@ class SlimRow:
 
     Attributes:
         model: name of the timm architecture.
+        size: pixels, height and width.
         sites: places where filters can be masked.
         silenced, removed, carriers, kept: filters.
         by: how they were removed.
         parameters: of the silenced network, of the slim one, and of one that only scatters.
+        effect: what silencing changed: of the logits, silenced against untouched.
         max_rel_diff: of the logits, slim against silenced, float64.
         rebuilt: tensors and logits are the same to the bit after a round over the disk.
         onnx_max_rel_diff: of the logits, onnxruntime against torch, float32.
         exporter: see `onnx_export.LADDER`.
-        seconds: of planning, cutting and proving.
-        peak_mib: of the process's memory.
+        seconds, cpu_seconds: of tracing, planning, cutting and proving.
+        peak_mib: of the process's memory, by then.
+        torch_export, torch_fx: why these cannot trace it; `None` where they can.
         error: the reason for whatever is missing.
     """
 
     model: str
+    size: tuple[int, int] | None = None
     sites: int | None = None
     silenced: int | None = None
     removed: int | None = None
@@ -54,85 +61,176 @@ class SlimRow:
     kept: int | None = None
     by: Mapping[str, int] | None = None
     parameters: tuple[int, int, int] | None = None
+    effect: float | None = None
     max_rel_diff: float | None = None
     rebuilt: bool | None = None
     onnx_max_rel_diff: float | None = None
     exporter: str | None = None
     seconds: float | None = None
+    cpu_seconds: float | None = None
     peak_mib: float | None = None
+    torch_export: str | None = None
+    torch_fx: str | None = None
     error: str | None = None
 
+    @staticmethod
+    def of(row: Mapping[str, Any]) -> SlimRow:
+        """From what a process said; keys of other versions are left out."""
+        known = {field.name for field in fields(SlimRow)}
+        return SlimRow(**{key: value for key, value in row.items() if key in known})
 
-# --- one network ------------------------------------------------------------------------------
+
+def measure_all(
+    models: Sequence[str],
+    log: Path,
+    seed: int = 0,
+    limits: Limits | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    *,
+    onnx: bool = True,
+) -> list[SlimRow]:
+    """Measure each network in a process of its own; those that stand in the log are not run again.
+
+    Args:
+        models: names of timm architectures.
+        log: one JSON line a network.
+        seed: of weights, statistics and silenced filters.
+        limits: a network beyond them is listed as such.
+        say: told each row as it comes.
+        onnx: export each, which takes longer than all the rest.
+    """
+    found = rows(
+        "rnp_hub.bench.slimming",
+        [(model, str(seed), *(() if onnx else ("no-onnx",))) for model in models],
+        log,
+        limits or Limits(),
+        lambda row: say(line_of(SlimRow.of(row))),
+    )
+    return [SlimRow.of(row) for row in found]
 
 
-def measure(model: str, seed: int) -> SlimRow:
-    """Silence, remove, compare, rebuild and export one network of timm.
+def names_in(file: Path) -> list[str]:
+    """The second column of a table of tabs; lines that begin with # are left out.
+
+    Raises:
+        ConfigError: there is no such file, or a line has one column only.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read ({reason(error)}); give --models FILE") from error
+    columns = [each.split("\t") for each in lines if each.strip() and not each.startswith("#")]
+    for row in columns:
+        if len(row) < 2:
+            raise ConfigError(
+                f"{file} has the line {row[0]!r} without a second column; each must read "
+                "family, a tab, and the name of a timm model"
+            )
+    return [row[1].strip() for row in columns]
+
+
+# --- one network, in a process of its own -----------------------------------------------------
+
+
+def work(model: str, seed: int, *, onnx: bool) -> None:
+    """Silence, remove, compare, rebuild and export one network of timm, telling as it goes.
 
     A failure on the way leaves its reason in `error` and the figures that were known before it.
     """
-    found: dict[str, Any] = {"model": model}
+    found: Row = {"model": model, "error": None}
     try:
-        for figures in _figures(model, seed):
+        for figures in _figures(model, seed, onnx=onnx):
             found |= figures
+            tell(found)
+    except RnpHubError as error:
+        tell(found | {"error": str(error)})
     except Exception as error:  # a network may fail in any way; the table says which
-        found["error"] = f"{type(error).__name__}: {reason(error)}"
-    found["peak_mib"] = _peak_mib()
-    return SlimRow(**found)
+        tell(found | {"error": f"{type(error).__name__}: {reason(error)}"})
 
 
-def _figures(model: str, seed: int) -> Iterator[dict[str, Any]]:
+def _figures(model: str, seed: int, *, onnx: bool) -> Iterator[Row]:
     import torch
 
     from rnp_hub.hooks import silence
-    from rnp_hub.sites import gate_sites
+    from rnp_hub.network import logits_of
+    from rnp_hub.sites import sites_of
     from rnp_hub.slim import WAYS, slim
 
     torch.manual_seed(seed)
-    module, example = _network(model, seed)
-    sites = gate_sites(module, example)
-    yield {"sites": len(sites)}
-    silenced = {site.name: _some(site.filters, seed) for site in sites}
-    silence(module, {site: silenced[site.name] for site in sites})
-    start = time.perf_counter()
-    result = slim(module, silenced, example)
+    module, example = network(model, seed)
+    yield {"size": tuple(example.shape[2:]), "torch_fx": _torch_fx(module)}
+    start, started = time.perf_counter(), time.process_time()
+    graph, why = _traced(module, example)
+    sites = sites_of(module, graph)
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - started
+    yield {"torch_export": why, "sites": len(sites)}
+    with torch.no_grad():
+        untouched = logits_of(module(example))
+    silenced = {site: some_of(site.filters, seed) for site in sites}
+    silence(module, silenced)
+    start, started = time.perf_counter(), time.process_time()
+    result = slim(module, silenced, example, graph=graph)
+    seconds += time.perf_counter() - start
+    cpu_seconds += time.process_time() - started
     counts = result.layers.values()
-    scattered = slim(module, silenced, example, ways=("scatter",)).module
+    with torch.no_grad():
+        answers = logits_of(module(example))
     yield {
-        "seconds": round(time.perf_counter() - start, 1),
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu_seconds, 1),
+        "peak_mib": _peak_mib(),
+        "effect": float((answers - untouched).abs().max() / untouched.abs().max()),
         "silenced": sum(each.silenced for each in counts),
         "removed": sum(each.removed for each in counts),
         "carriers": sum(each.carriers for each in counts),
         "kept": sum(each.kept for each in counts),
         "by": {way: sum(getattr(each, way) for each in counts) for way in WAYS},
-        "parameters": tuple(map(_parameters, (module, result.module, scattered))),
         "max_rel_diff": result.max_rel_diff,
     }
     with tempfile.TemporaryDirectory() as folder:
         yield {"rebuilt": _rebuilt(Path(folder), model, result, example)}
-        yield _onnx(Path(folder) / "model.onnx", result.module, example)
+        scattered = slim(module, silenced, example, graph=graph, ways=("scatter",)).module
+        yield {"parameters": tuple(map(_parameters, (module, result.module, scattered)))}
+        if onnx:
+            yield _onnx(Path(folder) / "model.onnx", result.module, example)
 
 
-def _network(model: str, seed: int) -> tuple[Any, Any]:
-    """A network with random weights and statistics, and pictures of a size that it takes."""
+def network(model: str, seed: int) -> tuple[Any, Any]:
+    """A network with random weights and statistics, and pictures of a size that it takes.
+
+    Raises:
+        ConfigError: timm knows no such network.
+    """
     import timm
     import torch
     from torch.nn.modules.batchnorm import _BatchNorm
 
+    if not timm.is_model(model):
+        raise ConfigError(f"timm {timm.__version__} knows no network {model!r}")
     module = timm.create_model(model, num_classes=10).eval()
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_(0, 0.5, generator=draw)
-            elif not parameter.any():  # scales that start at 0 would hide what lies behind them
-                parameter.normal_(0, 0.1, generator=draw)
+            _randomise(name.rpartition(".")[2], parameter, draw)
         for norm in module.modules():
             if isinstance(norm, _BatchNorm) and norm.running_mean is not None:
                 assert norm.running_var is not None
                 norm.running_mean.normal_(0, 0.3, generator=draw)
                 norm.running_var.uniform_(0.5, 2, generator=draw)
     return module, torch.randn(2, 3, *_size(module), generator=draw)
+
+
+TINY = 0.01
+"""Weights that start below it would hide whatever lies behind them."""
+
+
+def _randomise(name: str, parameter: Any, draw: Any) -> None:
+    if "bias" in name and parameter.dim() == 1:
+        parameter.normal_(0, 0.5, generator=draw)
+    elif parameter.dim() == 1:
+        parameter.uniform_(0.5, 1.5, generator=draw)
+    elif float(parameter.abs().max()) < TINY:
+        parameter.normal_(0, parameter[0].numel() ** -0.5, generator=draw)
 
 
 def _size(module: Any) -> tuple[int, int]:
@@ -148,11 +246,31 @@ def _size(module: Any) -> tuple[int, int]:
     return small
 
 
-def _some(filters: int, seed: int) -> tuple[int, ...]:
+def _torch_fx(module: Any) -> str | None:
+    import torch
+
+    try:
+        torch.fx.symbolic_trace(module)
+    except Exception as error:  # whatever the network's code raises on a proxy
+        return f"{type(error).__name__}: {reason(error)}"
+    return None
+
+
+def _traced(module: Any, example: Any) -> tuple[Any, str | None]:
+    from rnp_hub.errors import ModelError
+    from rnp_hub.graph import Graph
+
+    try:
+        return Graph(module, example), None
+    except ModelError as error:
+        return None, str(error)
+
+
+def some_of(filters: int, seed: int, share: float = SHARE) -> tuple[int, ...]:
     """A share of them at random, at least one, never all where there are several."""
     import numpy as np
 
-    count = max(1, round(SHARE * filters))
+    count = max(1, round(share * filters))
     return tuple(sorted(np.random.default_rng(seed).permutation(filters)[:count].tolist()))
 
 
@@ -208,144 +326,32 @@ def _peak_mib() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 0)
 
 
-# --- many networks ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Of one network's process: seconds, and MiB of memory that it really uses."""
-
-    seconds: float = 300.0
-    mib: float = 8192.0
-
-
-def names_in(file: Path) -> list[str]:
-    """The second column of a table of tabs; lines that begin with # are left out.
-
-    Raises:
-        ConfigError: there is no such file, or a line has one column only.
-    """
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read ({reason(error)}); give --models FILE") from error
-    rows = [line.split("\t") for line in lines if line.strip() and not line.startswith("#")]
-    for row in rows:
-        if len(row) < 2:
-            raise ConfigError(
-                f"{file} has the line {row[0]!r} without a second column; each must read "
-                "family, a tab, and the name of a timm model"
-            )
-    return [row[1].strip() for row in rows]
-
-
-def measure_all(
-    models: Sequence[str],
-    log: Path,
-    seed: int = 0,
-    limits: Limits | None = None,
-    say: Callable[[str], None] = lambda _: None,
-) -> list[SlimRow]:
-    """Measure each network in a process of its own; those that stand in the log are not run again.
-
-    Args:
-        models: names of timm architectures.
-        log: one JSON line a network, with the seed.
-        seed: of weights, statistics and silenced filters.
-        limits: a network beyond them is listed as such.
-        say: told each row as it comes.
-    """
-    done = _read(log, seed)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    for model in models:
-        if model not in done:
-            row = done[model] = _in_a_process(model, seed, limits or Limits())
-            with log.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps({"seed": seed, **asdict(row)}) + "\n")
-            say(line_of(row))
-    return [done[model] for model in models]
-
-
-def _read(log: Path, seed: int) -> dict[str, SlimRow]:
-    if not log.is_file():
-        return {}
-    known = {field.name for field in fields(SlimRow)}
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    return {
-        row["model"]: SlimRow(**{key: value for key, value in row.items() if key in known})
-        for row in rows
-        if row["seed"] == seed
-    }
-
-
-def _in_a_process(model: str, seed: int, limits: Limits) -> SlimRow:
-    command = [sys.executable, "-m", __name__, model, str(seed)]
-    start = time.monotonic()
-    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as trouble:
-        process = subprocess.Popen(command, stdout=said, stderr=trouble, text=True)
-        beyond = _watch(process, start, limits)
-        said.seek(0)
-        trouble.seek(0)
-        lines = said.read().splitlines()
-        if process.returncode == 0 and lines:
-            return SlimRow(**json.loads(lines[-1]))
-        last = (trouble.read().strip().splitlines() or [f"exit code {process.returncode}"])[-1]
-    return SlimRow(model, seconds=round(time.monotonic() - start, 1), error=beyond or last)
-
-
-def _watch(process: subprocess.Popen[str], start: float, limits: Limits) -> str | None:
-    """Wait for the process; end it where it goes beyond a limit, and say which."""
-    while True:
-        try:
-            process.wait(0.25)
-            return None
-        except subprocess.TimeoutExpired:
-            used = _used_mib(process.pid)
-            if time.monotonic() - start > limits.seconds:
-                beyond = f"more than {limits.seconds:.0f} s"
-            elif used > limits.mib:
-                beyond = f"more than {limits.mib:.0f} MiB"
-            else:
-                continue
-            process.kill()
-            process.wait()
-            return beyond
-
-
-def _used_mib(pid: int) -> float:
-    """Memory that a process holds; 0 where the system does not tell."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0.0
-    held = [line.split()[1] for line in lines if line.startswith("VmRSS")]
-    return int(held[0]) / 1024 if held else 0.0
-
-
 # --- the table --------------------------------------------------------------------------------
 
 HEADS = (
-    "network", "sites", "silenced", "removed", "carriers", "zeros",
-    "deleted / folded / carried / scattered", "parameters: silenced, slim, scatter only",
-    "slim differs by", "rebuilt", "ONNX differs by", "exporter", "s", "trouble",
+    "network", "pixels", "sites", "silenced", "removed", "carriers", "zeros",
+    "deleted / folded / carried / scattered", "million parameters: silenced, slim, scatter only",
+    "silencing changes", "slim differs", "rebuilt", "ONNX differs", "exporter", "s", "CPU s",
+    "MiB", "trouble",
 )  # fmt: skip
 
 
-def table(rows: Sequence[SlimRow]) -> str:
-    """All rows as a table of Markdown, the totals below it."""
-    lines = [_line(HEADS), _line(["---"] * len(HEADS)), *map(line_of, rows)]
-    return "\n".join([*lines, "", *totals(rows)]) + "\n"
+def document(rows: Sequence[SlimRow]) -> str:
+    """The totals, then all rows as a table of Markdown."""
+    return "\n".join([*totals(rows), "", table(HEADS, map(line_of, rows))])
 
 
 def line_of(row: SlimRow) -> str:
     """One row of the table."""
     by = " / ".join(str(count) for count in (row.by or {}).values())
-    sizes = ", ".join(f"{count:,}" for count in row.parameters or ())
+    sizes = ", ".join(f"{count / 1e6:.2f}" for count in row.parameters or ())
     figures = (row.sites, row.silenced, row.removed, row.carriers, row.kept)
-    return _line([
-        row.model, *map(_plain, figures), by, sizes, _small(row.max_rel_diff),
-        {True: "yes", False: "**no**", None: ""}[row.rebuilt], _small(row.onnx_max_rel_diff),
-        row.exporter or "", _plain(row.seconds), (row.error or "").replace("|", "/"),
+    return line([
+        row.model, "×".join(map(str, row.size or ())), *map(plain, figures), by, sizes,
+        small(row.effect), small(row.max_rel_diff),
+        {True: "yes", False: "**no**", None: ""}[row.rebuilt], small(row.onnx_max_rel_diff),
+        row.exporter or "", plain(row.seconds), plain(row.cpu_seconds), plain(row.peak_mib),
+        row.error or row.torch_export or "",
     ])  # fmt: skip
 
 
@@ -354,35 +360,32 @@ def totals(rows: Sequence[SlimRow]) -> list[str]:
     cut = [row for row in rows if row.max_rel_diff is not None]
     gone = sum((row.removed or 0) + (row.carriers or 0) for row in cut)
     silenced = sum(row.silenced or 0 for row in cut)
-    exact = sum((row.max_rel_diff or 0) <= 1e-9 for row in cut)
-    exported = sum(row.onnx_max_rel_diff is not None for row in rows)
-    rebuilt = sum(row.rebuilt is True for row in rows)
-    before, slim, scattered = (
-        sum((row.parameters or (0, 0, 0))[place] for row in cut) for place in range(3)
-    )
+    exact = sum((row.max_rel_diff or 0) <= MAX_REL_DIFF for row in cut)
+    sized = [row.parameters for row in cut if row.parameters]
+    before, slim, scattered = (sum(each[place] for each in sized) / 1e6 for place in range(3))
+    built = [row for row in rows if row.size is not None]
     return [
-        f"- exact: {exact} of {len(rows)} networks; rebuilt from disk to the bit: {rebuilt}; "
-        f"ONNX equals torch: {exported}",
+        f"- exact: {exact} of {len(rows)} networks, at most "
+        f"{max((row.max_rel_diff or 0 for row in cut), default=0):.0e} apart where silencing "
+        f"changes the logits by at least {min((row.effect or 0 for row in cut), default=0):.0e}",
+        f"- rebuilt from disk to the bit: {sum(row.rebuilt is True for row in rows)} of "
+        f"{len(rows)}; ONNX equals torch: {_exported(rows)}",
         f"- (removed + carriers) / silenced: {gone:,} / {silenced:,} = "
         f"{gone / max(silenced, 1):.4f}",
-        f"- parameters: {before:,} silenced, {slim:,} slim, {scattered:,} if all were scattered",
+        f"- million parameters: {before:,.1f} silenced, {slim:,.1f} slim, {scattered:,.1f} if all "
+        "were scattered",
+        f"- torch.export traces {sum(row.torch_export is None for row in built)} of {len(built)}, "
+        f"torch.fx {sum(row.torch_fx is None for row in built)}",
     ]
 
 
-def _line(cells: Sequence[object]) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
-
-
-def _plain(value: float | None) -> str:
-    return "" if value is None else str(value)
-
-
-def _small(value: float | None) -> str:
-    return "" if value is None else f"{value:.0e}"
+def _exported(rows: Sequence[SlimRow]) -> str:
+    count = sum(row.onnx_max_rel_diff is not None for row in rows)
+    return f"{count} of {len(rows)}" if count else "not tried"
 
 
 if __name__ == "__main__":
     import warnings
 
     warnings.simplefilter("ignore")
-    print(json.dumps(asdict(measure(sys.argv[1], int(sys.argv[2])))))
+    work(sys.argv[1], int(sys.argv[2]), onnx="no-onnx" not in sys.argv[3:])
