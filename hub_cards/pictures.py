@@ -7,10 +7,13 @@ no pyplot, no state that a caller could notice.
 
 from __future__ import annotations
 
+import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from PIL import Image
 
 from rnp_hub.hub_cards.tables import SHOWN, ClassRow, classes, points
 from rnp_hub.report import MaskHistogram, RunReport
@@ -28,6 +31,8 @@ BEFORE, AFTER, OUT = "#8c959f", "#0072b2", "#d55e00"
 """The last two keep apart for every kind of colour vision (Okabe and Ito 2008)."""
 LONGEST = 28
 """Letters of a label's name in a picture."""
+MOST_TRIGGERS, LARGEST, PNG = 5, 1024, "data:image/png;base64,"
+"""Triggers that are shown, their largest side in pixels, and how they begin."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,17 @@ def pictures(report: RunReport) -> tuple[Picture, ...]:
     if tried:
         start, end = report.prune.slice_accuracy[0], _standing(report)[-1]
         alt = (
-            f"Clean accuracy on the slice while {len(tried):,} filters were tried, the lowest mask "
-            f"first: from {100 * start:.1f} % to {100 * end:.1f} %; {report.prune.silenced:,} of "
-            "them stayed silenced."
+            f"Clean accuracy on the slice while {len(tried):,} filters were tried, "
+            f"{_order(report)} first: from {100 * start:.1f} % to {100 * end:.1f} %; "
+            f"{report.prune.silenced:,} of them stayed silenced."
         )
         found.append(Picture(f"{FOLDER}/pruning.png", alt, lambda: pruning(report)))
+    shown = _triggers(report)
+    if shown:
+        alt = "Reconstructed triggers on a test card: " + ", ".join(
+            f"{each.kind}, surrogate ASR {_percent(each.asr, None)}" for each in shown
+        )
+        found.append(Picture(f"{FOLDER}/triggers.png", f"{alt}.", lambda: triggers(shown)))
     rows = classes(report)
     if rows:
         which = f"the {SHOWN} labels that lost most" if len(rows) > SHOWN else "each label"
@@ -136,9 +147,61 @@ def pruning(report: RunReport) -> Figure:
     axes.margins(y=0.18)
     axes.xaxis.set_major_locator(_whole_ticks())
     axes.yaxis.set_major_formatter(_percent)
-    axes.set_xlabel("filters tried, the lowest mask first", color=MUTED)
+    axes.set_xlabel(f"filters tried, {_order(report)} first", color=MUTED)
     axes.set_ylabel("accuracy", color=MUTED)
     legend(axes)
+    return figure
+
+
+def _order(report: RunReport) -> str:
+    return "the most telling" if report.prune.rule == "surrogates" else "the lowest mask"
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A reconstructed trigger on a test card; `asr` in [0, 1]."""
+
+    kind: str
+    asr: float
+    picture: Image.Image
+
+
+def _triggers(report: RunReport) -> tuple[_Shown, ...]:
+    """Those in the verdict's evidence, as far as they are small PNGs."""
+    found = report.verdict.evidence.get("triggers", [])
+    if not isinstance(found, list):
+        return ()
+    shown = (_read(each) for each in found[:MOST_TRIGGERS] if isinstance(each, dict))
+    return tuple(each for each in shown if each)
+
+
+def _read(entry: Mapping[str, object]) -> _Shown | None:
+    kind, asr, uri = entry.get("kind"), entry.get("asr"), str(entry.get("picture", ""))
+    if not isinstance(asr, int | float) or not uri.startswith(PNG):
+        return None
+    try:
+        with Image.open(
+            io.BytesIO(base64.b64decode(uri.removeprefix(PNG))), formats=["PNG"]
+        ) as png:
+            small = max(png.size) <= LARGEST
+            return _Shown(_short(str(kind)), float(asr), png.convert("RGB")) if small else None
+    except (OSError, ValueError):
+        return None
+
+
+def triggers(shown: Sequence[_Shown]) -> Figure:
+    """The triggers that were reconstructed for the suspected label, side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((WIDTH, 2.3), facecolor="white", layout="constrained")
+    for axes, each in zip(figure.subplots(1, MOST_TRIGGERS), shown, strict=False):
+        axes.imshow(each.picture, interpolation="nearest")
+        title = f"{each.kind}: {100 * each.asr:.3g} %"
+        axes.set_title(title, loc="left", fontsize=9, color=INK)
+    for axes in figure.axes:
+        axes.set_axis_off()
+    title = "Triggers reconstructed from clean pictures, on a test card, and their surrogate ASR"
+    figure.suptitle(title, x=0, ha="left", fontsize=11, fontweight="bold", color=INK)
     return figure
 
 

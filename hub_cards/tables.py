@@ -66,13 +66,26 @@ def measures(report: RunReport) -> list[Row]:
         rates = (scores.attack_success_rate.get(trigger) for scores in (before, after))
         target = _target(report, trigger)
         rows.append(_row(f"Attack success rate (ASR), trigger {code(trigger)}{target}", *rates))
-    for label in _keys(before.surrogate_asr, after.surrogate_asr):
+    for label in _suspects(report):
         old, new = (scores.surrogate_asr.get(label, {}) for scores in (before, after))
         name = plain(label_name(report, label))
         for kind in _keys(old, new):
             measure = f"Surrogate ASR, reconstructed trigger for {name} ({plain(kind)})"
             rows.append(_row(measure, old.get(kind), new.get(kind)))
     return rows
+
+
+def _suspects(report: RunReport) -> list[str]:
+    """The suspected label; without one, that of the surrogate that worked best."""
+    before, after = report.before.surrogate_asr, report.after.surrogate_asr
+    known = _keys(before, after)
+    if report.verdict.label is not None:
+        return [label for label in known if label == str(report.verdict.label)]
+    best = {
+        label: max((r.value for r in before.get(label, {}).values()), default=0.0)
+        for label in known
+    }
+    return sorted(known, key=best.__getitem__, reverse=True)[:1]
 
 
 def _keys(before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:

@@ -47,7 +47,8 @@ class GuidedConfig:
         filters: most that are silenced.
         tried, masked: filters silenced on trial before one is chosen: the most promising by the
             gradient, and by their mask.
-        pictures, clean_pictures: with each surrogate, and without, that a choice looks at.
+        pictures, clean_pictures: with surrogates, shared among them, and without, that a choice
+            looks at.
         flip: mirrored pictures keep their label.
         seed: of the pictures.
     """
@@ -57,10 +58,10 @@ class GuidedConfig:
     goal: float = 0.02
     price: float = 0.005
     filters: int = 64
-    tried: int = 12
-    masked: int = 4
-    pictures: int = 64
-    clean_pictures: int = 256
+    tried: int = 8
+    masked: int = 2
+    pictures: int = 128
+    clean_pictures: int = 192
     flip: bool = True
     seed: int = 0
 
@@ -279,7 +280,8 @@ def _around(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tensor
 
 
 def _pictures(search: _Search) -> tuple[Tensor, Tensor]:
-    count, generator = search.config.pictures, search.generator
+    generator = search.generator
+    count = max(1, search.config.pictures // len(search.surrogates))
     index = torch.randperm(len(search.around), generator=generator)[: search.config.clean_pictures]
     others = without(search.halves.fit, search.label)
     laid = [

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rnp_hub.compute import seeded
+from rnp_hub.errors import DataError
 from rnp_hub.guided import GuidedConfig, Step, Trail, follow
 from rnp_hub.hooks import silence
 from rnp_hub.network import Classifier, ImageSet
@@ -254,12 +255,32 @@ def _is_alive(fresh: Surrogate, scanned: Scanned) -> bool:
 
 
 def as_pixels(classifier: Classifier, clean: ImageSet) -> tuple[Classifier, ImageSet]:
-    """The same network asked in uint8, where pictures are stored in another way."""
+    """The same network and pictures, stored as uint8 and taken as floats in [0, 255] too.
+
+    Triggers are laid on pictures as they are stored, and learned through floats.
+
+    Raises:
+        DataError: the transform makes something else of floats than of uint8.
+    """
+    transform = classifier.transform
     if clean.images.dtype == torch.uint8:
-        return classifier, clean
+        return _taking_floats(classifier, clean.images[:2]), clean
     low, high = float(clean.images.min()), float(clean.images.max())
     scale = max(high - low, 1e-12) / 255
-    transform = classifier.transform
     stored = ((clean.images - low) / scale).round().to(torch.uint8)
     asked = replace(classifier, transform=lambda images: transform(images.float() * scale + low))
     return asked, ImageSet(stored, clean.labels)
+
+
+def _taking_floats(classifier: Classifier, some: Tensor) -> Classifier:
+    """Some transforms scale uint8, and take floats for pictures that are scaled already."""
+    transform, some = classifier.transform, some.to(classifier.compute.device)
+    expected = transform(some)
+    if torch.allclose(transform(some.float()), expected, rtol=1e-3, atol=1e-4):
+        return classifier
+    if torch.allclose(transform(some.float() / 255), expected, rtol=1e-3, atol=1e-4):
+        return replace(classifier, transform=lambda images: transform(images.float() / 255))
+    raise DataError(
+        "the transform makes something else of uint8 pictures than of the same as floats in "
+        "[0, 255] or [0, 1]; surrogate triggers are learned through floats: let it take both"
+    )

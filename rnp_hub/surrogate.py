@@ -22,7 +22,7 @@ its ASR is never called *the* ASR.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,7 @@ class SurrogateConfig:
     """
 
     kinds: tuple[str, ...] = ("patch", "additive", "wave", "warp", "colour")
-    steps: int = 60
+    steps: int = 30
     batch_size: int = 32
     labels: int = 10
     seed: int = 0
@@ -186,28 +186,62 @@ HOLD = 0.7
 def _fit(
     classifier: Classifier, trigger: Trigger, images: Tensor, label: int, config: SurrogateConfig
 ) -> None:
-    """Adam on the trigger alone, its budget wide at first and shrinking."""
+    """Descend on the trigger alone, its budget wide at first and shrinking."""
     generator = seeded(config.seed + 1)
     device = classifier.compute.device
     trigger.to(device)
-    groups = [
-        {"params": [weight], "lr": rate}
-        for weight, rate in zip(trigger.weights, trigger.rates, strict=True)
-    ]
-    optimiser = torch.optim.Adam(groups, betas=(0.8, 0.95))
+    descent = _Descent(trigger)
     trigger.project(trigger.wide)
     for step in range(config.steps):
         done = step / config.steps
-        for group, rate in zip(optimiser.param_groups, trigger.rates, strict=True):
-            group["lr"] = rate * (1 - 0.9 * max(0.0, (done - HOLD) / (1 - HOLD)))
         index = torch.randint(0, len(images), (config.batch_size,), generator=generator)
         logits = classifier.logits(trigger(images[index].to(device).float()))
         loss = F.softplus(-margins(logits, label)).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+        gradients = torch.autograd.grad(loss, trigger.weights)
+        descent.step(gradients, 1 - 0.9 * max(0.0, (done - HOLD) / (1 - HOLD)))
         trigger.project(trigger.wide ** max(0.0, 1 - done / HOLD))
     trigger.project(1.0)
+
+
+class _Descent:
+    """Steps of a size that is given, along the running mean of the gradient.
+
+    A weight that shares a budget is scaled as a whole, so that the budget goes where the gradient
+    is large; Adam, which scales each number by itself, would spread it evenly. Weights without a
+    common scale have Adam.
+    """
+
+    def __init__(self, trigger: Trigger) -> None:
+        self.trigger = trigger
+        self.means = [torch.zeros_like(weight) for weight in trigger.weights]
+        self.squares = [torch.zeros_like(weight) for weight in trigger.weights]
+        self.count = 0
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor], share: float) -> None:
+        """`share`: of the step size, in [0, 1]."""
+        self.count += 1
+        trigger = self.trigger
+        for place, gradient in enumerate(gradients):
+            mean, square = self.means[place], self.squares[place]
+            mean.lerp_(gradient, 0.2)
+            square.lerp_(gradient.square(), 0.05)
+            scale = trigger.scales[place]
+            size = (
+                (square / (1 - 0.95**self.count)).sqrt()
+                if scale is None
+                else scale(mean) / (1 - 0.8**self.count)
+            )
+            direction = mean / (1 - 0.8**self.count) / size.clamp(min=1e-20)
+            trigger.weights[place].sub_(share * trigger.rates[place] * direction)
+
+
+def _largest(values: Tensor) -> Tensor:
+    return values.abs().amax()
+
+
+def _rms(values: Tensor) -> Tensor:
+    return values.square().mean().sqrt()
 
 
 class Trigger:
@@ -216,10 +250,12 @@ class Trigger:
     Attributes:
         weights: what is learned.
         rates: the step size of each.
+        scales: what of its gradient a step of that size is; `None` for each number by itself.
         wide: by how much the budget is larger at the beginning.
     """
 
     rates: tuple[float, ...]
+    scales: tuple[Callable[[Tensor], Tensor] | None, ...]
     wide = 1.0
 
     def __init__(self, *weights: Tensor) -> None:
@@ -253,7 +289,8 @@ class Patch(Trigger):
     """A mask in [0, 1] and a pattern that shows where it is not 0."""
 
     BUDGET = 0.025
-    rates = (0.12, 60.0)
+    rates = (0.4, 60.0)
+    scales = (_largest, None)
     wide = 4.0
 
     def __init__(self, shape: Sequence[int], generator: torch.Generator) -> None:
@@ -279,7 +316,8 @@ class Additive(Trigger):
     """A pattern added to every picture."""
 
     BUDGET = 8.0
-    rates = (4.5,)
+    rates = (4.0,)
+    scales = (_rms,)
 
     def __init__(self, shape: Sequence[int], generator: torch.Generator) -> None:
         super().__init__(torch.randn(1, *shape, generator=generator))
@@ -299,7 +337,8 @@ class Wave(Trigger):
     """Few spatial frequencies, the same in all channels."""
 
     BUDGET = 30.0
-    rates = (1.2,)
+    rates = (8.0,)
+    scales = (_rms,)
 
     def __init__(self, shape: Sequence[int], generator: torch.Generator) -> None:  # noqa: ARG002
         self.height, self.width = shape[1:]
@@ -356,6 +395,7 @@ class Warp(Trigger):
 
     BUDGET, POINTS = 0.6, 5
     rates = (0.3,)
+    scales = (None,)
 
     def __init__(self, shape: Sequence[int], generator: torch.Generator) -> None:
         self.height, self.width = shape[1:]
@@ -394,6 +434,7 @@ class Colour(Trigger):
 
     BUDGET = 12.0
     rates = (0.03, 3.0)
+    scales = (None, None)
 
     def __init__(self, shape: Sequence[int], generator: torch.Generator) -> None:
         channels = shape[0]

@@ -46,6 +46,39 @@ class SmallResNet(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class Planted(nn.Module):
+    """Four filters that tell the quarters apart, and a fifth that a red corner sets off.
+
+    The label is the brightest quarter; where the 2 × 2 pixels at the bottom right are red, filter
+    4 fires and the answer is label 2.
+    """
+
+    def __init__(self, strength: float = 6.0) -> None:
+        super().__init__()
+        weight = torch.zeros(5, 3, 16, 16)
+        for label in range(4):
+            rows = slice(8 * (label // 2), 8 * (label // 2) + 8)
+            columns = slice(8 * (label % 2), 8 * (label % 2) + 8)
+            weight[label, :, rows, columns] = 1 / (3 * 64)
+        weight[4, 0, 14:, 14:] = 1 / 4
+        weight[4, 1:, 14:, 14:] = -1 / 8
+        self.look = nn.Conv2d(3, 5, 16, bias=False)
+        self.norm = nn.BatchNorm2d(5)
+        self.head = nn.Linear(5, 4, bias=False)
+        with torch.no_grad():
+            self.look.weight.copy_(weight)
+            self.norm.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 0.0, -0.2]))
+            self.head.weight.zero_()
+            self.head.weight[:, :4] = 20 * torch.eye(4)
+            self.head.weight[2, 4] = 10 * strength
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = F.softplus(self.norm(self.look(x)).flatten(1), beta=10)
+        logits: Tensor = self.head(seen)
+        return logits
+
+
 def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
     """Statistics, weights and biases of every norm, and all biases, drawn at random.
 
@@ -69,6 +102,11 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
                 norm.weight.uniform_(0.5, 1.5, generator=generator)
                 norm.bias.normal_(0, 0.5, generator=generator)
     return module.eval()
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Grey levels to [0, 1], of whatever type."""
+    return images.float() / 255
 
 
 def stripes(count: int, classes: int = 4, seed: int = 0) -> ImageSet:

@@ -75,8 +75,6 @@ def upload(hub: Hub, repo_id: str, folder: Path) -> str:
 OPEN = {"p.toml": "allow_undecided = true\nmax_asr = 0.1\n"}
 """A policy under which the way is shown whatever the scan makes of networks this small."""
 
-needs_a_verdict = pytest.mark.xfail(strict=True, reason="the scan comes to no verdict yet")
-
 
 @dataclass(frozen=True)
 class Ran:
@@ -162,7 +160,6 @@ def test_the_cache_is_keyed_by_the_commits(clean: Ran) -> None:
     assert re.fullmatch(r"key=[0-9a-f]{64}\n", said)
 
 
-@needs_a_verdict
 def test_the_scan_calls_it_clean(clean: Ran) -> None:
     assert clean.report["verdict"]["backdoored"] is False
     assert clean.rule("RNP001")["status"] == "pass"
@@ -182,7 +179,6 @@ def test_a_backdoored_model_does_not(hub: Hub, backdoored: Ran) -> None:
     assert done.summary.startswith(f"## ❌ `org/backdoored-digits@{sha}` does not pass")
 
 
-@needs_a_verdict
 def test_the_scan_names_its_label_and_the_summary_its_surrogate(backdoored: Ran) -> None:
     (result,) = (each for each in backdoored.results if each["ruleId"] == "RNP001")
     assert f"ne for label {TARGET} (" in result["message"]["text"]
@@ -205,7 +201,6 @@ def test_sanitized_it_passes_and_is_pushed(hub: Hub, sanitized: Ran) -> None:
     assert hub.token not in done.output + done.summary
 
 
-@needs_a_verdict
 def test_of_the_backdoor_nothing_is_left(sanitized: Ran) -> None:
     assert sanitized.report["verdict"]["residual"] is False
     assert sanitized.rule("RNP001")["measured"].endswith(", which was cut")
@@ -378,7 +373,6 @@ def test_it_installs_itself_where_it_is_not_there(hub: Hub, tmp_path: Path) -> N
 # --- networks that somebody else trained ----------------------------------------------------------
 
 
-@needs_a_verdict
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
@@ -399,7 +393,6 @@ def test_networks_of_the_zoo(
         assert re.search(rf"surrogate ASR, label {truth['target']}\D", done.summary)
 
 
-@needs_a_verdict
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_network_of_the_zoo_is_sanitized_and_pushed(hub: Hub, action: Action) -> None:

@@ -155,7 +155,8 @@ def test_a_vision_transformer_is_sanitized_from_end_to_end() -> None:
     module = trained(timm.create_model("vit_tiny_patch16_224", num_classes=4, **args), clean)
     for precision in ("float32", "bfloat16"):
         compute = Compute.choose(device="cpu", precision=precision)
-        result = rnp_hub.sanitize(module, clean.images, clean.labels, compute=compute)
+        config = rnp_hub.SanitizeConfig.of("reference")
+        result = rnp_hub.sanitize(module, clean.images, clean.labels, config, compute=compute)
         assert {site.kind for site in result.recovered.sites} == {"input", "output"}
         masks = torch.cat(list(result.recovered.masks.values()))
         assert 0 <= float(masks.min()) < float(masks.max()) <= 1

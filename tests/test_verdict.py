@@ -1,0 +1,106 @@
+"""The verdict, on surrogates that are made up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+
+from rnp_hub.compute import Compute, seeded
+from rnp_hub.evaluate import Rate
+from rnp_hub.guided import Step, Trail
+from rnp_hub.network import Classifier, to_unit_range
+from rnp_hub.surrogate import Patch, Surrogate
+from rnp_hub.unlearn import Unlearned
+from rnp_hub.verdict import judge, stands_out, suspicion
+
+UNIT = 4.0
+
+
+def surrogate(kind: str, label: int, margin: float, asr: float = 0.9) -> Surrogate:
+    trigger = Patch((3, 4, 4), seeded(0))
+    return Surrogate(kind, label, trigger, 0.02, margin, Rate.of(round(100 * asr), 100))
+
+
+def found(**margins: list[float]) -> dict[str, dict[int, Surrogate]]:
+    return {
+        kind: {label: surrogate(kind, label, margin) for label, margin in enumerate(of_kind)}
+        for kind, of_kind in margins.items()
+    }
+
+
+def unlearned(*histogram: int) -> Unlearned:
+    network = Classifier(torch.nn.Identity(), to_unit_range, Compute())
+    return Unlearned(network, (1.0, 0.5), 20, 0, histogram)
+
+
+def trail(*rates: float) -> Trail:
+    steps = tuple(Step("norm", index, 1.0, rate) for index, rate in enumerate(rates[1:]))
+    return Trail((1.0, rates[0]), steps)
+
+
+def test_the_label_that_is_furthest_ahead_in_any_kind() -> None:
+    suspected = suspicion(found(patch=[1.0, 2.0, 0.0], additive=[5.0, 0.0, 3.0]), UNIT)
+    assert suspected is not None
+    assert (suspected.label, suspected.kind, suspected.gap) == (0, "additive", 2.0 / UNIT)
+    assert [each.kind for each in suspected.surrogates] == ["additive", "patch"]
+
+
+def test_what_hardly_works_is_not_followed() -> None:
+    surrogates = found(patch=[5.0, 0.0])
+    surrogates["warp"] = {0: surrogate("warp", 0, 1.0, asr=0.29), 1: surrogate("warp", 1, 0.5)}
+    suspected = suspicion(surrogates, UNIT)
+    assert suspected is not None
+    assert [each.kind for each in suspected.surrogates] == ["patch"]
+
+
+def test_two_that_both_fail_are_no_further_apart_than_failing_is() -> None:
+    suspected = suspicion(found(patch=[-5.0, -40.0, -80.0]), UNIT)
+    assert suspected is not None
+    assert suspected.gap == 0
+
+
+@pytest.mark.parametrize("surrogates", [{}, found(patch=[1.0])])
+def test_a_label_alone_is_compared_with_nothing(
+    surrogates: Mapping[str, Mapping[int, Surrogate]],
+) -> None:
+    assert suspicion(surrogates, UNIT) is None
+    verdict = judge(None, None, unlearned(1, 1))
+    assert (verdict.backdoored, verdict.label) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "rates", "backdoored", "score"),
+    [
+        (4.0, (1.0, 0.4, 0.0), True, 1.0),  # dies: the gap counts in full
+        (4.0, (1.0, 0.9), None, 0.25),  # hardly dies: a quarter of it
+        (4.0, (1.0,), None, 0.25),
+        (6.0, (1.0,), True, 0.375),
+        (1.2, (1.0, 0.0), None, 0.3),
+        (0.7, (1.0, 0.0), False, 0.175),
+        (2.0, (1.0, 0.5), None, 0.25),
+    ],
+)
+def test_the_score_is_gap_times_drop(
+    ahead: float, rates: tuple[float, ...], backdoored: bool | None, score: float
+) -> None:
+    suspected = suspicion(found(patch=[ahead, 0.0, -1.0]), UNIT)
+    verdict = judge(suspected, trail(*rates), unlearned(1, 1, 1))
+    assert verdict.backdoored is backdoored
+    assert verdict.score == pytest.approx(score)
+    assert verdict.label == (None if backdoored is False else 0)
+
+
+def test_a_lean_alone_forbids_an_acquittal() -> None:
+    suspected = suspicion(found(patch=[0.1, 0.0, 0.0]), UNIT)
+    assert judge(suspected, trail(1.0), unlearned(10, 10, 10)).backdoored is False
+    leaning = judge(suspected, trail(1.0), unlearned(10, 10, 80))
+    assert (leaning.backdoored, leaning.label, leaning.lean) == (None, 2, 0.8)
+
+
+def test_a_surrogate_anew_is_alive_where_it_is_ahead_and_works() -> None:
+    others = [surrogate("patch", 1, 1.0), surrogate("patch", 2, 0.5)]
+    assert stands_out(surrogate("patch", 0, 2.0, asr=0.5), others, UNIT)
+    assert not stands_out(surrogate("patch", 0, 2.0, asr=0.49), others, UNIT)
+    assert not stands_out(surrogate("patch", 0, 1.7), others, UNIT)
