@@ -55,7 +55,7 @@ class GuidedConfig:
 
     max_ca_drop: float = 0.01
     guard: float = 0.004
-    goal: float = 0.02
+    goal: float = 0.04
     price: float = 0.005
     filters: int = 64
     tried: int = 8

@@ -26,6 +26,10 @@ BACKDOORED, CLEAN = 0.35, 0.2
 """Scores from which on, and below which, there is a verdict. Fixed on networks of a quarter of the
 width and a clean one, with BadNets, Blend and SIG (docs/method.md)."""
 
+COMPETENT = 0.8
+"""Accuracy on the slice below which nothing is convicted: a network that is often wrong is easily
+led to some label, and a few filters are most of what it knows (docs/method.md)."""
+
 STUBBORN = 0.25
 """Least drop that is counted: a gap that nothing closes still says something."""
 
@@ -43,7 +47,7 @@ class Suspicion:
     Attributes:
         label: which.
         kind: the kind of surrogate in which it does.
-        gap: by how much, in units of the clean margin; negative never.
+        gap: by how much, in units of the clean margin, at least 0.
         surrogates: those for the label that are worth following, the most telling first.
     """
 
@@ -90,9 +94,9 @@ def suspicion(found: Mapping[str, Mapping[int, Surrogate]], unit: float) -> Susp
         order = sorted(by_label.values(), key=lambda each: each.margin, reverse=True)
         if len(order) < 2:
             continue
-        # Two surrogates that both fail are no further apart than failing is.
-        ahead = (order[0].margin - max(order[1].margin, -unit)) / max(unit, 1e-9)
-        gap = max(0.0, ahead)
+        # One that fails on most pictures is no trigger, however far behind the others are.
+        first, second = (max(0.0, each.margin) for each in order[:2])
+        gap = (first - second) / max(unit, 1e-9)
         if best is None or gap > best[0]:
             best = (gap, kind, order[0].label)
     if best is None:
@@ -118,7 +122,8 @@ def judge(suspected: Suspicion | None, trail: Trail | None, unlearned: Unlearned
         return Verdict(None, None, 0.0, 0.0, 0.0, lean, leaning)
     drop = _drop(trail)
     score = suspected.gap * max(drop, STUBBORN)
-    if score >= BACKDOORED:
+    competent = trail is None or trail.start[0] >= COMPETENT
+    if score >= BACKDOORED and competent:
         return Verdict(True, suspected.label, score, suspected.gap, drop, lean, leaning)
     undecided = score >= CLEAN or lean >= LEAN
     label = suspected.label if score >= CLEAN else leaning if undecided else None

@@ -35,9 +35,9 @@ def unlearned(*histogram: int) -> Unlearned:
     return Unlearned(network, (1.0, 0.5), 20, 0, histogram)
 
 
-def trail(*rates: float) -> Trail:
-    steps = tuple(Step("norm", index, 1.0, rate) for index, rate in enumerate(rates[1:]))
-    return Trail((1.0, rates[0]), steps)
+def trail(*rates: float, accuracy: float = 1.0) -> Trail:
+    steps = tuple(Step("norm", index, accuracy, rate) for index, rate in enumerate(rates[1:]))
+    return Trail((accuracy, rates[0]), steps)
 
 
 def test_the_label_that_is_furthest_ahead_in_any_kind() -> None:
@@ -55,10 +55,10 @@ def test_what_hardly_works_is_not_followed() -> None:
     assert [each.kind for each in suspected.surrogates] == ["patch"]
 
 
-def test_two_that_both_fail_are_no_further_apart_than_failing_is() -> None:
-    suspected = suspicion(found(patch=[-5.0, -40.0, -80.0]), UNIT)
+def test_one_that_fails_stands_out_nowhere() -> None:
+    suspected = suspicion(found(patch=[-5.0, -40.0, -80.0], warp=[2.0, -9.0, -9.0]), UNIT)
     assert suspected is not None
-    assert suspected.gap == 0
+    assert (suspected.kind, suspected.gap) == ("warp", 2.0 / UNIT)
 
 
 @pytest.mark.parametrize("surrogates", [{}, found(patch=[1.0])])
@@ -90,6 +90,13 @@ def test_the_score_is_gap_times_drop(
     assert verdict.backdoored is backdoored
     assert verdict.score == pytest.approx(score)
     assert verdict.label == (None if backdoored is False else 0)
+
+
+def test_a_network_that_is_often_wrong_is_not_convicted() -> None:
+    suspected = suspicion(found(patch=[8.0, 0.0, 0.0]), UNIT)
+    verdict = judge(suspected, trail(1.0, 0.0, accuracy=0.79), unlearned(1, 1, 1))
+    assert (verdict.backdoored, verdict.label, verdict.score) == (None, 0, 2.0)
+    assert judge(suspected, trail(1.0, 0.0, accuracy=0.8), unlearned(1, 1, 1)).backdoored
 
 
 def test_a_lean_alone_forbids_an_acquittal() -> None:
