@@ -44,6 +44,8 @@ class Timed(Protocol):
 
 ROUNDS = 3
 """How often new surrogates are reconstructed while healing."""
+WORKS = 0.1
+"""Surrogate ASR above which a backdoor is not called gone."""
 MAX_MASK = 0.2
 """Largest mask of a filter that is tried for its mask."""
 
@@ -168,7 +170,7 @@ class Healed:
     Attributes:
         steps: the silenced filters in order, with accuracy and surrogate ASR after each.
         left: the surrogates of the scan, and those reconstructed last, on the healed network.
-        residual: a surrogate still stands out.
+        residual: a surrogate still works, or a new one stands out.
     """
 
     steps: tuple[Step, ...]
@@ -221,7 +223,8 @@ def heal(
     healed = _without(original, sites, steps)
     old = [again(healed, each, halves.score) for each in suspected.surrogates]
     newest = [replace(each, kind=f"{each.kind} anew") for each in fresh]
-    return Healed(steps, (*old, *newest), bool(alive))
+    working = any(each.asr.value > WORKS for each in old)
+    return Healed(steps, (*old, *newest), working or bool(alive))
 
 
 def _without(original: Classifier, sites: Sequence[Site], steps: Sequence[Step]) -> Classifier:
