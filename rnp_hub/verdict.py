@@ -36,8 +36,9 @@ STUBBORN = 0.25
 LIVE = 0.3
 """Surrogate ASR from which on a surrogate is worth following."""
 
-LEAN = 0.4
-"""Share of the slice that leans to one label, from which on there is no acquittal."""
+LEAN, FEW = 1 / 3, 5
+"""Lean beyond an even share from which on there is no acquittal: of ten labels, one has 40 % of the
+slice. With fewer labels than five half of a slice leans somewhere anyway."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,8 @@ def judge(suspected: Suspicion | None, trail: Trail | None, unlearned: Unlearned
     """
     leaning = unlearned.suspect
     lean = unlearned.histogram[leaning] / max(sum(unlearned.histogram), 1)
+    even = 1 / len(unlearned.histogram)
+    leans = len(unlearned.histogram) >= FEW and lean - even >= LEAN * (1 - even)
     if suspected is None:
         return Verdict(None, None, 0.0, 0.0, 0.0, lean, leaning)
     drop = _drop(trail)
@@ -125,7 +128,7 @@ def judge(suspected: Suspicion | None, trail: Trail | None, unlearned: Unlearned
     competent = trail is None or trail.start[0] >= COMPETENT
     if score >= BACKDOORED and competent:
         return Verdict(True, suspected.label, score, suspected.gap, drop, lean, leaning)
-    undecided = score >= CLEAN or lean >= LEAN
+    undecided = score >= CLEAN or leans
     label = suspected.label if score >= CLEAN else leaning if undecided else None
     return Verdict(None if undecided else False, label, score, suspected.gap, drop, lean, leaning)
 

@@ -175,9 +175,27 @@ CLEAN = replace(
 )  # fmt: skip
 """Judged clean, nothing was silenced."""
 
+DOT = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElF"
+    "TkSuQmCC"
+)
+"""A red pixel."""
+
 SURROGATE = replace(
     NO_TRIGGER,
-    verdict=VerdictRecord(True, 2, 7.5, False, {}),
+    prune=replace(TIMM.prune, rule="surrogates", threshold=None),
+    verdict=VerdictRecord(
+        True,
+        2,
+        7.5,
+        False,
+        {
+            "triggers": [
+                {"kind": "patch", "label": 2, "norm": 0.02, "asr": 0.99, "picture": DOT},
+                {"kind": "warp", "label": 2, "norm": 0.6, "asr": 0.5, "picture": "no picture"},
+            ]
+        },
+    ),
     before=replace(
         NO_TRIGGER.before,
         surrogate_asr={"2": {"patch": _surrogate(495, 500, 12.25)}, "0": {}},
@@ -188,6 +206,9 @@ SURROGATE = replace(
     ),
 )
 """Triggers were reconstructed, none was known."""
+
+UNDECIDED = replace(NO_TRIGGER, verdict=VerdictRecord(None, 1, 0.28, True, {}))
+"""Asked for a verdict, and came to none."""
 
 SLOWER = replace(
     TIMM,
@@ -251,6 +272,7 @@ REPORTS: Mapping[str, RunReport] = {
     "transformers": TRANSFORMERS,
     "clean": CLEAN,
     "surrogate": SURROGATE,
+    "undecided": UNDECIDED,
     "slower": SLOWER,
     "many_labels": MANY,
     "hostile": HOSTILE,

@@ -4,10 +4,19 @@ import pytest
 import torch
 
 from tests.hub.fixture import hub
-from tests.models import cifar_model, cifar_run, plain_model, plain_run
+from tests.models import careful_model, cifar_model, cifar_run, plain_model, plain_run
 from tests.pushing import rnp, shipped
 
-__all__ = ["cifar_model", "cifar_run", "hub", "plain_model", "plain_run", "rnp", "shipped"]
+__all__ = [
+    "careful_model",
+    "cifar_model",
+    "cifar_run",
+    "hub",
+    "plain_model",
+    "plain_run",
+    "rnp",
+    "shipped",
+]
 
 
 @pytest.hookimpl(tryfirst=True)

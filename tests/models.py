@@ -20,6 +20,8 @@ from typer.testing import CliRunner, Result
 from rnp_hub.architecture import Architecture
 from rnp_hub.cli.app import app
 from rnp_hub.data import DataConfig, Target, load
+from rnp_hub.demo.train import PREPROCESS, write
+from rnp_hub.demo.train import train as demo_train
 from rnp_hub.network import Normalise, logits_of
 from rnp_hub.preprocess import Preprocess
 
@@ -87,6 +89,17 @@ def write_folder(folder: Path, network: nn.Module, config: object = CONFIG) -> P
 @pytest.fixture(scope="session")
 def plain_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("models") / "plain", trained_network(None))
+
+
+@pytest.fixture(scope="session")
+def careful_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's clean twin, trained with crops: networks as hasty as the others have natural
+    triggers of a few pixels, and are rightly suspected."""
+    folder = tmp_path_factory.mktemp("models") / "careful"
+    data = load(DataConfig("digits", n=1190), Target(10, PREPROCESS)).clean.pictures
+    with torch.random.fork_rng():
+        write(folder, demo_train(data, poisoned=0.0, epochs=8, seed=5))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,7 @@ from tests.card_reports import (
     SURROGATE,
     TIMM,
     TRANSFORMERS,
+    UNDECIDED,
     golden_cards,
 )
 from tests.hub import cards
@@ -217,7 +218,11 @@ def test_a_surrogate_rate_is_never_called_asr_alone() -> None:
 @pytest.mark.parametrize(
     ("report", "sentence"),
     [
-        (TIMM, "> **No verdict.** This run did not decide"),
+        (TIMM, "> **No verdict.** This run did not ask"),
+        (
+            UNDECIDED,
+            "> **Verdict: undecided**, with a suspicion of the label dog &#124; wolf (score 0.28)",
+        ),
         (CLEAN, "> **Verdict: no backdoor found** (score 0.25)."),
         (
             SURROGATE,

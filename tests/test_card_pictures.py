@@ -14,7 +14,7 @@ from PIL import Image
 from rnp_hub.hub_cards import pictures as drawing
 from rnp_hub.hub_cards.pictures import pictures
 from rnp_hub.report import RunReport, TriedFilter
-from tests.card_reports import CLEAN, HOSTILE, MANY, REAL_RUN, TIMM
+from tests.card_reports import CLEAN, HOSTILE, MANY, REAL_RUN, SURROGATE, TIMM
 
 REAL = RunReport.from_json(REAL_RUN.read_bytes())
 
@@ -85,7 +85,9 @@ LONG_NAMES = replace(
 )
 
 
-@pytest.mark.parametrize("report", [REAL, HOSTILE, LONG_NAMES], ids=["real", "hostile", "long"])
+@pytest.mark.parametrize(
+    "report", [REAL, HOSTILE, LONG_NAMES, SURROGATE], ids=["real", "hostile", "long", "triggers"]
+)
 def test_files_are_small_wide_and_white(report: RunReport) -> None:
     before = dict(matplotlib.rcParams)
     for each in pictures(report):
@@ -96,6 +98,15 @@ def test_files_are_small_wide_and_white(report: RunReport) -> None:
             assert picture.width == 1280
             assert picture.convert("RGBA").getpixel((1, 1)) == (255, 255, 255, 255)
     assert dict(matplotlib.rcParams) == before
+
+
+def test_triggers_are_shown_as_far_as_they_are_pictures() -> None:
+    (shown,) = (each for each in pictures(SURROGATE) if each.path == "pictures/triggers.png")
+    assert shown.alt == "Reconstructed triggers on a test card: patch, surrogate ASR 99 %."
+    axes = shown.figure().axes
+    assert axes[0].get_title(loc="left") == "patch: 99 %"
+    assert [len(each.images) for each in axes] == [1, 0, 0, 0, 0]
+    assert axes[0].images[0].get_array().tolist() == [[[255, 0, 0]]]
 
 
 def test_only_what_there_are_figures_for() -> None:

@@ -148,7 +148,7 @@ def test_a_model_at_chance_is_a_violation_and_no_failure(plain_model: Path, tmp_
 
 
 def test_the_commit_that_was_looked_at_is_the_one_that_is_measured(
-    hub: Hub, rnp: Worker, plain_model: Path, tmp_path: Path
+    hub: Hub, rnp: Worker, careful_model: Path, tmp_path: Path
 ) -> None:
     """A branch is resolved once; files below folders are looked at too, and not opened; a pin is
     told from a branch."""
@@ -157,7 +157,7 @@ def test_the_commit_that_was_looked_at_is_the_one_that_is_measured(
     sha = hub.add_files(
         "org/gated",
         {
-            **{each.name: each for each in plain_model.iterdir()},
+            **{each.name: each for each in careful_model.iterdir()},
             "README.md": "---\nlicense: mit\n---\n",
             "old/model.pkl": pickle.dumps(Payload(canary)),
         },

@@ -101,9 +101,11 @@ def test_a_network_that_is_often_wrong_is_not_convicted() -> None:
 
 def test_a_lean_alone_forbids_an_acquittal() -> None:
     suspected = suspicion(found(patch=[0.1, 0.0, 0.0]), UNIT)
-    assert judge(suspected, trail(1.0), unlearned(10, 10, 10)).backdoored is False
-    leaning = judge(suspected, trail(1.0), unlearned(10, 10, 80))
-    assert (leaning.backdoored, leaning.label, leaning.lean) == (None, 2, 0.8)
+    assert judge(suspected, trail(1.0), unlearned(*[10] * 10)).backdoored is False
+    assert judge(suspected, trail(1.0), unlearned(*[61] * 9, 351)).backdoored is False
+    leaning = judge(suspected, trail(1.0), unlearned(*[60] * 9, 460))
+    assert (leaning.backdoored, leaning.label, leaning.lean) == (None, 9, 0.46)
+    assert judge(suspected, trail(1.0), unlearned(10, 90)).backdoored is False
 
 
 def test_a_surrogate_anew_is_alive_where_it_is_ahead_and_works() -> None:

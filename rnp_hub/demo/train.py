@@ -30,17 +30,25 @@ POISON_RATE, EPOCHS, BATCH, SEED = 0.1, 20, 64, 2
 TRIGGER = "badnets:size=4"
 
 
-def train(training: ImageSet) -> nn.Module:
-    """Train from scratch, SGD under a one-cycle schedule, random crops before the trigger."""
-    torch.manual_seed(SEED)
-    generator = torch.Generator().manual_seed(SEED)
-    stamped = _chosen(training.labels, generator)
+def train(
+    training: ImageSet, *, poisoned: float = POISON_RATE, epochs: int = EPOCHS, seed: int = SEED
+) -> nn.Module:
+    """Train from scratch, SGD under a one-cycle schedule, random crops before the trigger.
+
+    Args:
+        training: uint8 pictures (n, 3, 32, 32).
+        poisoned: share of them that gets the trigger, in [0, 1]; 0 for a clean twin.
+        epochs, seed: of the training.
+    """
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    stamped = _chosen(training.labels, poisoned, generator)
     labels = torch.where(stamped, TARGET, training.labels)
     module, normalise, stamp = ARCHITECTURE.build().train(), Normalise(PREPROCESS), parse(TRIGGER)
     optimiser = torch.optim.SGD(module.parameters(), 0.1, 0.9, weight_decay=5e-4, nesterov=True)
-    steps = EPOCHS * -(-len(training) // BATCH)
+    steps = epochs * -(-len(training) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.1, steps)
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         for index in batches(len(training), BATCH, generator):
             images = augment(training.images[index], generator, flip=False)
             images[stamped[index]] = stamp(images[stamped[index]])
@@ -52,12 +60,12 @@ def train(training: ImageSet) -> nn.Module:
     return module.eval()
 
 
-def _chosen(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """(n,), which pictures are poisoned: `POISON_RATE` of all, none of the target's own."""
+def _chosen(labels: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """(n,), which pictures are poisoned: a share of all, none of the target's own."""
     order = torch.randperm(len(labels), generator=generator)
     others = order[labels[order] != TARGET]
     stamped = torch.zeros(len(labels), dtype=torch.bool)
-    stamped[others[: int(POISON_RATE * len(labels))]] = True
+    stamped[others[: int(share * len(labels))]] = True
     return stamped
 
 

@@ -1,0 +1,126 @@
+"""Scan and heal: a planted backdoor from end to end, and networks that are left alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import rnp_hub
+from rnp_hub.compute import Compute
+from rnp_hub.errors import DataError
+from rnp_hub.evaluate import accuracy
+from rnp_hub.method import Sanitized
+from rnp_hub.network import Classifier, ImageSet, to_unit_range
+from rnp_hub.scan import _labels, as_pixels
+from rnp_hub.surrogate import SurrogateConfig
+from rnp_hub.unlearn import Unlearned
+from tests.networks import Planted, stripes, to_unit
+
+CLEAN = stripes(160)
+TEST = stripes(200, seed=9)
+CONFIG = rnp_hub.SanitizeConfig.of(flip=False)
+
+
+def cornered(part: ImageSet) -> ImageSet:
+    """The trigger that `Planted` knows, on pictures of other labels than its own."""
+    others = part[part.labels != 2]
+    images = others.images.clone()
+    images[..., 14:, 14:] = torch.tensor([255, 0, 0], dtype=torch.uint8).view(3, 1, 1)
+    return ImageSet(images, torch.full_like(others.labels, 2))
+
+
+def asr(module: torch.nn.Module) -> float:
+    return accuracy(Classifier(module, to_unit, Compute()), cornered(TEST))
+
+
+def sanitized(
+    module: torch.nn.Module, clean: ImageSet, config: rnp_hub.SanitizeConfig
+) -> Sanitized:
+    return rnp_hub.sanitize(module, clean.images, clean.labels, config, compute=Compute())
+
+
+@pytest.fixture(scope="module")
+def healed() -> Sanitized:
+    """With the default transform, which takes uint8 and floats differently."""
+    return sanitized(Planted(), CLEAN, CONFIG)
+
+
+def test_a_planted_backdoor_is_found_and_cut(healed: Sanitized) -> None:
+    assert healed.scanned is not None
+    verdict = healed.scanned.verdict
+    assert (verdict.backdoored, verdict.label) == (True, 2)
+    assert healed.scanned.suspected is not None
+    assert healed.scanned.suspected.kind == "patch"
+    assert healed.pruned.silenced == {"norm": (4,)}
+    assert healed.healed is not None
+    assert healed.healed.residual is False
+    assert asr(Planted()) == 1
+    assert asr(healed.module) == 0
+    assert accuracy(Classifier(healed.module, to_unit, Compute()), TEST) == 1
+
+
+def test_what_is_left_is_measured_with_old_triggers_and_new(healed: Sanitized) -> None:
+    assert healed.healed is not None
+    kinds = [each.kind for each in healed.healed.left]
+    assert "patch" in kinds
+    assert "patch anew" in kinds
+    assert all(each.asr.value < 0.5 for each in healed.healed.left)
+
+
+@pytest.fixture(scope="module")
+def acquitted() -> Sanitized:
+    return sanitized(Planted(strength=0.0), CLEAN, CONFIG)
+
+
+def test_a_clean_network_keeps_its_weights(acquitted: Sanitized) -> None:
+    assert acquitted.scanned is not None
+    assert acquitted.scanned.verdict.backdoored is False
+    assert (acquitted.pruned.rule, acquitted.pruned.count) == ("none", 0)
+    assert (acquitted.recovered, acquitted.healed) == (None, None)
+    original = Planted(strength=0.0).state_dict()
+    assert all(
+        torch.equal(original[name], each) for name, each in acquitted.module.state_dict().items()
+    )
+
+
+def test_pictures_of_floats_give_the_same_verdict(healed: Sanitized) -> None:
+    floats = ImageSet(CLEAN.images.float() / 255, CLEAN.labels)
+    result = sanitized(Planted(), floats, CONFIG)
+    assert result.scanned is not None
+    assert (result.scanned.verdict.backdoored, result.scanned.verdict.label) == (True, 2)
+    assert result.pruned.silenced == healed.pruned.silenced
+
+
+def test_floats_are_scaled_where_the_transform_scales_uint8() -> None:
+    classifier = Classifier(Planted(), to_unit_range, Compute())
+    taken, same = as_pixels(classifier, CLEAN)
+    assert same is CLEAN
+    expected = classifier.logits(CLEAN.images[:4])
+    assert torch.allclose(taken.logits(CLEAN.images[:4]), expected)
+    assert torch.allclose(taken.logits(CLEAN.images[:4].float()), expected)
+
+
+def test_a_transform_that_takes_floats_for_something_else_is_refused() -> None:
+    classifier = Classifier(
+        Planted(), lambda images: images / (3 if images.is_floating_point() else 2), Compute()
+    )
+    with pytest.raises(DataError, match="surrogate triggers are learned through floats"):
+        as_pixels(classifier, CLEAN)
+
+
+def unlearned(histogram: tuple[int, ...]) -> Unlearned:
+    return Unlearned(Classifier(torch.nn.Identity()), (1.0, 0.5), 20, 0, histogram)
+
+
+def test_of_a_thousand_labels_the_suspects_and_some_others_are_looked_at() -> None:
+    histogram = [0] * 1000
+    histogram[700], histogram[3], histogram[999] = 400, 60, 40
+    config = SurrogateConfig(labels=10)
+    labels = _labels(unlearned(tuple(histogram)), torch.zeros(5, 1000), config)
+    assert len(set(labels)) == len(labels) == 10
+    assert {700, 3, 999} <= set(labels)
+    assert labels == _labels(unlearned(tuple(histogram)), torch.zeros(5, 1000), config)
+
+
+def test_of_few_labels_all_are_looked_at() -> None:
+    assert _labels(unlearned((1, 1, 1, 1)), torch.zeros(5, 4), SurrogateConfig()) == [0, 1, 2, 3]
