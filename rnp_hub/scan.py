@@ -44,6 +44,8 @@ class Timed(Protocol):
 
 ROUNDS = 3
 """How often new surrogates are reconstructed while healing."""
+LARGE = 96 * 96
+"""Pixels from which on less of everything is looked at."""
 WORKS = 0.1
 """Surrogate ASR above which a backdoor is not called gone."""
 MAX_MASK = 0.2
@@ -61,6 +63,17 @@ class ScanConfig:
     unlearn: UnlearnConfig
     surrogate: SurrogateConfig
     guided: GuidedConfig
+
+    def affordable(self, height: int, width: int) -> ScanConfig:
+        """The same for small pictures; fewer labels, pictures and trials for large ones.
+
+        A picture of 224 × 224 takes some fifty times as long as one of 32 × 32.
+        """
+        if height * width <= LARGE:
+            return self
+        surrogate = replace(self.surrogate, labels=min(self.surrogate.labels, 6), batch_size=8)
+        guided = replace(self.guided, tried=4, masked=1, pictures=48, clean_pictures=64, filters=24)
+        return replace(self, surrogate=surrogate, guided=guided)
 
 
 @dataclass(frozen=True)
@@ -110,6 +123,7 @@ def scan(
         timed: see `Timed`.
     """
     original, clean = as_pixels(original, clean)
+    config = config.affordable(*clean.images.shape[2:])
     halves = Halves.of(clean, config.surrogate.seed)
     unlearned = timed("unlearn", lambda: unlearn(original, clean, config.unlearn, progress))
     logits = logits_of_all(original, halves.score.images)
@@ -199,6 +213,7 @@ def heal(
         progress: told what is going on.
     """
     original, clean = as_pixels(original, clean)
+    config = config.affordable(*clean.images.shape[2:])
     suspected, halves = scanned.suspected, scanned.halves
     assert suspected is not None
     steps = scanned.trail.best if scanned.trail else ()

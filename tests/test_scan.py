@@ -124,3 +124,12 @@ def test_of_a_thousand_labels_the_suspects_and_some_others_are_looked_at() -> No
 
 def test_of_few_labels_all_are_looked_at() -> None:
     assert _labels(unlearned((1, 1, 1, 1)), torch.zeros(5, 4), SurrogateConfig()) == [0, 1, 2, 3]
+
+
+def test_of_large_pictures_fewer_are_looked_at() -> None:
+    config = CONFIG.scan
+    assert config is not None
+    assert config.affordable(32, 32) == config.affordable(96, 96) == config
+    large = config.affordable(224, 224)
+    assert (large.surrogate.labels, large.surrogate.batch_size) == (6, 8)
+    assert large.guided.max_ca_drop == config.guided.max_ca_drop
