@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import subprocess
 import sys
@@ -10,9 +12,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from PIL import Image
 
 import rnp_hub
-from rnp_hub.demo import trigger_file
+from rnp_hub.demo import TARGET, trigger_file
 from rnp_hub.slim import relative_difference
 
 
@@ -36,6 +39,40 @@ def test_the_demo_is_healed(demo: Path) -> None:
     assert report["slim"]["removed"] + report["slim"]["carriers"] == report["prune"]["silenced"] > 0
     assert report["export"]["onnx"]["fp32"]["max_rel_diff"] <= 1e-4
     assert report["export"]["onnx"]["fp32"]["top1_agreement"] == 1
+
+
+def test_the_verdict_and_what_it_rests_on(demo: Path) -> None:
+    report = json.loads((demo / "rnp_report.json").read_text())
+    verdict, evidence = report["verdict"], report["verdict"]["evidence"]
+    assert (verdict["backdoored"], verdict["label"], verdict["residual"]) == (True, TARGET, False)
+    # 0.35 convicts; clean twins of the demo come to less than 0.2.
+    assert verdict["score"] > 0.7
+    assert verdict["score"] == pytest.approx(evidence["gap"] * evidence["drop"], abs=1e-3)
+    assert evidence["kind"] == "patch"
+    assert evidence["filters_that_kill"] <= 12
+    margins = evidence["margins"]["patch"]
+    assert max(margins, key=margins.__getitem__) == str(TARGET)
+    for trigger in evidence["triggers"]:
+        kind, content = trigger["picture"].split(",")
+        assert kind == "data:image/png;base64"
+        with Image.open(io.BytesIO(base64.b64decode(content))) as picture:
+            assert picture.size == (32, 32)
+    before, after = report["before"]["surrogate_asr"], report["after"]["surrogate_asr"]
+    assert set(before) == {str(digit) for digit in range(10)}
+    assert set(after) == {str(TARGET)}
+    assert before[str(TARGET)]["patch"]["value"] > 0.9
+    assert {"patch", "patch anew"} <= set(after[str(TARGET)])
+    assert after[str(TARGET)]["patch"]["value"] <= 0.1
+
+
+def test_the_card_shows_the_triggers(demo: Path) -> None:
+    card = (demo / "README.md").read_text()
+    assert "> **Verdict: backdoored**, towards the label 0 (score " in card
+    assert "Nothing of it was found after pruning." in card
+    assert card.count("| Surrogate ASR") <= 10
+    assert "pictures/triggers.png" in card
+    with Image.open(demo / "pictures" / "triggers.png") as picture:
+        assert picture.width == 1280
 
 
 def test_plain_timm_loads_the_drop_in(demo: Path) -> None:
