@@ -148,16 +148,16 @@ def _verdict(verdict: VerdictRecord, source: SourceRecord) -> str:
     """One sentence."""
     score = "" if verdict.score is None else f" (score {verdict.score:.2f})"
     label = "" if verdict.label is None else f" for label {_label(source, verdict.label)}"
-    if verdict.backdoored is None:
-        return f"Undecided{label and ', most suspicious' + label}{score}."
-    if not verdict.backdoored:
-        return f"No backdoor found{score}."
     left = {
         True: " A surrogate trigger still works after pruning.",
         False: " No surrogate trigger works any more.",
         None: "",
-    }
-    return f"Backdoored{label}{score}.{left[verdict.residual]}"
+    }[verdict.residual]
+    if verdict.backdoored is None:
+        return f"Undecided{label and ', most suspicious' + label}{score}.{left}"
+    return (
+        f"Backdoored{label}{score}.{left}" if verdict.backdoored else f"No backdoor found{score}."
+    )
 
 
 def _label(source: SourceRecord, label: int) -> str:

@@ -23,7 +23,7 @@ def check_free(folder: Path, *, force: bool) -> None:
     """
     with _writing(folder):
         if folder.exists() and not _may_replace(folder, force=force):
-            ours = "--force replaces it" if _is_ours(folder) else "rnp-hub did not make it"
+            ours = "--overwrite replaces it" if _is_ours(folder) else "rnp-hub did not make it"
             raise OutputError(f"{folder} exists ({ours}); give another --out")
         with _beside(folder):
             pass

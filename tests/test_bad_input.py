@@ -228,11 +228,11 @@ def test_out_that_exists(model: Path) -> None:
     out = model.parent / "out"
     out.mkdir()
     (out / "thesis.txt").write_text("years of work")
-    for force in ((), ("--force",)):
+    for force in ((), ("--overwrite",), ("--force",)):
         sentence = refused(model.parent, *sanitize(model, *force))
         assert sentence == f"{out} exists (rnp-hub did not make it); give another --out"
     (out / "rnp_report.json").write_text("{}")
-    assert "exists (--force replaces it)" in refused(model.parent, *sanitize(model))
+    assert "exists (--overwrite replaces it)" in refused(model.parent, *sanitize(model))
 
 
 @pytest.mark.parametrize("place", ["file/below", "file/below/deeper", "/proc/out", "/proc/a/out"])

@@ -28,7 +28,7 @@ from tests.models import (
     write_folder,
 )
 
-COMMANDS = ("sanitize", "evaluate", "export", "push", "predict", "gate", "sign", "verify")
+COMMANDS = ("sanitize", "scan", "evaluate", "export", "push", "predict", "gate", "sign", "verify")
 HEAVY = ("torch", "timm", "datasets", "onnx", "onnxruntime", "numpy", "rich", "PIL")
 """pydantic is not among them: typer itself reads parameters with it."""
 
@@ -51,6 +51,20 @@ print("loaded:", [name for name in {HEAVY!r} if name in sys.modules])
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Usage: rnp-hub")
     assert done.stdout.endswith("loaded: []\n")
+
+
+def test_scan_acquits_a_clean_network(careful_model: Path, tmp_path: Path) -> None:
+    done = invoke("scan", careful_model, "--data", "digits", "--n", "100", "--eval-n", "100")
+    assert done.exit_code == 0, done.stdout
+    assert "no backdoor found" in done.stdout.lower()
+    assert listing(tmp_path) == []
+
+
+def test_scan_convicts_the_demo() -> None:
+    done = invoke("scan", "demo", "--data", "digits", "--n", "100", "--eval-n", "100", "--json")
+    assert done.exit_code == 1
+    verdict = json.loads(done.stdout)["verdict"]
+    assert (verdict["backdoored"], verdict["label"]) == (True, 0)
 
 
 def test_every_command_is_listed_and_has_an_example() -> None:

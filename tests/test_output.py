@@ -127,17 +127,19 @@ def test_a_proof_that_fails_leaves_nothing(
         _made_earlier(out)
     before = listing(tmp_path)
     monkeypatch.setattr(onnx_export, "MAX_REL_DIFF", -1.0)
-    done = invoke("sanitize", plain_model, *SANITIZE, "--out", out, *["--force"] * force)
+    done = invoke("sanitize", plain_model, *SANITIZE, "--out", out, *["--overwrite"] * force)
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr.startswith("Error: onnxruntime disagrees with torch on model.onnx")
     assert len(done.stderr.splitlines()) == 1
     assert listing(tmp_path) == before
 
 
-def test_force_replaces_an_earlier_run(plain_run: Run, plain_model: Path, tmp_path: Path) -> None:
+def test_overwrite_replaces_an_earlier_run(
+    plain_run: Run, plain_model: Path, tmp_path: Path
+) -> None:
     out = Path(shutil.copytree(plain_run.folder, tmp_path / "out"))
     (out / "stale").write_text("")
-    assert invoke("sanitize", plain_model, *SANITIZE, "--out", out, "--force").exit_code == 0
+    assert invoke("sanitize", plain_model, *SANITIZE, "--out", out, "--overwrite").exit_code == 0
     assert not (out / "stale").exists()
     assert "No attack success rate was measured" in (out / "README.md").read_text()
     assert [each.name for each in tmp_path.iterdir()] == ["out"]
