@@ -10,7 +10,7 @@ Nothing here sees a trigger. The masks of RNP take part as candidates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from rnp_hub.compute import seeded
 from rnp_hub.evaluate import accuracy
-from rnp_hub.hooks import gates, silence, silenced_weights
+from rnp_hub.hooks import gates, silence_on_trial
 from rnp_hub.network import Classifier, ImageSet, augment
 from rnp_hub.progress import Progress, quiet
 from rnp_hub.sites import Site
@@ -81,6 +81,11 @@ class Step:
     accuracy: float
     asr: float
 
+    @property
+    def filter(self) -> tuple[str, int]:
+        """Its site and index."""
+        return self.site, self.index
+
 
 @dataclass(frozen=True)
 class Trail:
@@ -128,20 +133,18 @@ def follow(
         masked: filters with a low mask, the lowest first, to be tried besides.
     """
     config = config or GuidedConfig()
-    search = _Search(frozen(original), sites, surrogates, clean, halves, unit, config)
-    # Half a picture of slack, so that 5 of 500 is a drop of 0.01 in floating point too.
-    lowest = accuracy(search.work, clean) - config.max_ca_drop - 0.5 / len(clean)
-    search.masked = tuple(masked)
+    search = _Search(frozen(original), sites, surrogates, clean, halves, unit, config, masked)
     for name, index in after:
-        search.silence(name, index)
-    start = standing = search.state()
+        search.take(name, index)
+    start = standing = (accuracy(search.work, clean), search.asr())
     steps: list[Step] = []
     while len(steps) < config.filters and standing[1] > config.goal:
-        chosen = search.next(standing[0], lowest)
+        chosen = search.next(standing[0])
         if chosen is None:
             break
-        standing = search.state()
-        steps.append(Step(*chosen, *standing))
+        name, index, found = chosen
+        standing = (found, search.asr())
+        steps.append(Step(name, index, *standing))
         progress("prune", 1 - standing[1] / max(start[1], 1e-9), {"accuracy": standing[0]})
     return Trail(start, tuple(steps))
 
@@ -158,6 +161,7 @@ class _Search:
         halves: Halves,
         unit: float,
         config: GuidedConfig,
+        masked: Sequence[tuple[str, int]],
     ) -> None:
         self.work, self.sites, self.surrogates = work, sites, surrogates
         self.clean, self.halves, self.config = clean, halves, config
@@ -165,35 +169,42 @@ class _Search:
         self.label = surrogates[0].label
         self.by_name = {site.name: site for site in sites}
         self.out: set[tuple[str, int]] = set()
-        self.masked: tuple[tuple[str, int], ...] = ()
+        self.masked = masked
+        # Half a picture of slack, so that 5 of 500 is a drop of 0.01 in floating point too.
+        self.slack = 0.5 / len(clean)
+        self.lowest = accuracy(work, clean) - config.max_ca_drop - self.slack
         self.generator = seeded(config.seed)
         self.around = _around(clean.images, self.generator, flip=config.flip)
         self.answers = logits_of_all(work, self.around).log_softmax(1)
 
-    def state(self) -> tuple[float, float]:
-        """Accuracy on the slice, and the largest surrogate ASR on the held-out half."""
-        measured = [again(self.work, each, self.halves.score).asr.value for each in self.surrogates]
-        return accuracy(self.work, self.clean), max(measured)
+    def asr(self) -> float:
+        """The largest surrogate ASR on the held-out half."""
+        return max(again(self.work, each, self.halves.score).asr.value for each in self.surrogates)
 
-    def silence(self, name: str, index: int) -> None:
+    def take(self, name: str, index: int) -> Callable[[], None]:
+        """Silence a filter; what is returned puts it back."""
+        put_back = silence_on_trial(self.work.module, self.by_name[name], index)
         self.out.add((name, index))
-        silence(self.work.module, {self.by_name[name]: (index,)})
 
-    def next(self, standing: float, lowest: float) -> tuple[str, int] | None:
-        """Silence one more filter; `None` where none is worth it."""
+        def give_back() -> None:
+            put_back()
+            self.out.discard((name, index))
+
+        return give_back
+
+    def next(self, standing: float) -> tuple[str, int, float] | None:
+        """Silence one more filter, which leaves that accuracy; `None` where none is worth it."""
         look = _Look.at(self)
         for _ in range(self.config.tried):
             best = self._best(look)
             if best is None:
                 return None
-            name, index = best
-            before = self._take(name, index)
+            give_back = self.take(*best)
             found = accuracy(self.work, self.clean)
-            slack = 0.5 / len(self.clean)
-            if found >= max(lowest, standing - self.config.guard - slack):
-                return best
-            self._give_back(name, index, before)
-            look.worth.pop((name, index))
+            if found >= max(self.lowest, standing - self.config.guard - self.slack):
+                return *best, found
+            give_back()
+            look.worth.pop(best)
         return None
 
     def _best(self, look: _Look) -> tuple[str, int] | None:
@@ -201,23 +212,11 @@ class _Search:
         some = [key for key in self.masked if key in look.worth][: self.config.masked]
         for key in (*look.promising(self.config.tried), *some):
             if key not in look.tried:
-                before = self._take(*key)
+                give_back = self.take(*key)
                 look.tried[key] = look.worth_of(self)
-                self._give_back(*key, before)
+                give_back()
         able = {key: worth for key, worth in look.tried.items() if key in look.worth and worth > 0}
         return max(able, key=able.__getitem__) if able else None
-
-    def _take(self, name: str, index: int) -> Tensor:
-        weights = silenced_weights(self.work.module, self.by_name[name])
-        before = weights[index].clone()
-        self.silence(name, index)
-        return before
-
-    def _give_back(self, name: str, index: int, before: Tensor) -> None:
-        weights = silenced_weights(self.work.module, self.by_name[name])
-        weights[index] = before
-        if (name, index) in self.out:
-            self.out.remove((name, index))
 
 
 @dataclass

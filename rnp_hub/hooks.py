@@ -120,6 +120,23 @@ def silence(module: nn.Module, silenced: Mapping[Site, Sequence[int]]) -> None:
             weights[list(filters)] = 0
 
 
+def silence_on_trial(module: nn.Module, site: Site, index: int) -> Callable[[], None]:
+    """Silence one filter of `module` in place; what is returned puts it back.
+
+    Raises:
+        ModelError: as for `gated_layer`.
+    """
+    weights = silenced_weights(module, site)
+    before = weights[index].clone()
+    silence(module, {site: (index,)})
+
+    def put_back() -> None:
+        with torch.no_grad():
+            weights[index] = before
+
+    return put_back
+
+
 def silenced_weights(module: nn.Module, site: Site) -> Tensor:
     """(filters, …): a view of the weights that are 0 for a silenced filter.
 

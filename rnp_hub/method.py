@@ -28,7 +28,7 @@ from rnp_hub.network import (
 from rnp_hub.progress import Progress, quiet
 from rnp_hub.prune import PruneConfig, Pruned, prune, pruned_of
 from rnp_hub.recover import RecoverConfig, Recovered, recover
-from rnp_hub.scan import Healed, ScanConfig, Scanned, heal, scan
+from rnp_hub.scan import MAX_MASK, Healed, ScanConfig, Scanned, heal, scan
 from rnp_hub.sites import Site, gate_sites
 from rnp_hub.slim import EXAMPLES, Optimize, Slimmed, slim
 from rnp_hub.surrogate import SurrogateConfig
@@ -36,9 +36,7 @@ from rnp_hub.unlearn import UnlearnConfig, Unlearned, unlearn
 
 RECIPES = ("default", "reference", "paper")
 GUARD = 0.2
-"""Share of `max_ca_drop` that one filter may cost in the default recipe."""
-MAX_MASK = 0.2
-"""Largest mask the default recipe tries where masks choose. Both were set on small networks for
+"""Share of `max_ca_drop` that one filter may cost in the default recipe, set on small networks for
 digits (docs/method.md)."""
 ON_THE_SLICE = 0.5
 """Share of `max_ca_drop` that may be lost on the slice: a network knows its training pictures
@@ -263,7 +261,7 @@ class _Work:
                 self.original, self.clean, self.sites, found, recovered, config, self.progress
             ),
         )
-        filters = [(step.site, step.index) for step in healed.steps]
+        filters = [step.filter for step in healed.steps]
         start = found.trail.start[:1] if found.trail else ()
         looks = (*start, *(step.accuracy for step in healed.steps))
         pruned = pruned_of(self.original, self.sites, filters, "surrogates", looks)

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-
-import torch
+from dataclasses import dataclass, replace
 
 from rnp_hub.errors import ConfigError
 from rnp_hub.evaluate import accuracy
-from rnp_hub.hooks import silence, silenced_weights
+from rnp_hub.hooks import silence, silence_on_trial
 from rnp_hub.network import Classifier, ImageSet
 from rnp_hub.progress import Progress, quiet
 from rnp_hub.recover import FilterMask, Recovered
@@ -102,21 +100,17 @@ def prune(
     candidates = [each for each in order if each.value < 1 and each.value <= config.max_mask]
     if config.threshold is not None:
         chosen = [each for each in order if each.value <= config.threshold]
-        result = _silenced(original, chosen, recovered.sites)
-        accuracies = [accuracy(original, clean), accuracy(result, clean)]
+        accuracies = [accuracy(original, clean)]
     else:
         chosen, accuracies = _by_accuracy(
             original, candidates, recovered.sites, clean, config, progress
         )
-        result = _silenced(original, chosen, recovered.sites)
-    return Pruned(
-        classifier=result,
-        rule=config.rule,
-        threshold=chosen[-1].value if chosen else None,
-        silenced=_by_site(((each.site, each.index) for each in chosen), recovered.sites),
-        filters=len(order),
-        accuracies=tuple(accuracies),
-    )
+    filters = [(each.site, each.index) for each in chosen]
+    pruned = pruned_of(original, recovered.sites, filters, config.rule, accuracies)
+    if config.threshold is not None:
+        after = accuracy(pruned.classifier, clean)
+        pruned = replace(pruned, accuracies=(*pruned.accuracies, after))
+    return replace(pruned, threshold=chosen[-1].value if chosen else None)
 
 
 def _by_accuracy(
@@ -133,13 +127,10 @@ def _by_accuracy(
     # Half a picture of slack, so that 10 of 500 is a drop of 0.02 in floating point too.
     slack = 0.5 / len(clean)
     for each in candidates:
-        weights = silenced_weights(trial.module, sites[each.layer])
-        before = weights[each.index].clone()
-        silence(trial.module, {sites[each.layer]: (each.index,)})
+        put_back = silence_on_trial(trial.module, sites[each.layer], each.index)
         accuracies.append(accuracy(trial, clean))
         if config.guard is not None and standing - accuracies[-1] > config.guard + slack:
-            with torch.no_grad():
-                weights[each.index] = before
+            put_back()
             continue
         if start - accuracies[-1] > config.max_ca_drop + slack:
             break
@@ -157,7 +148,7 @@ def pruned_of(
     rule: str,
     accuracies: Sequence[float],
 ) -> Pruned:
-    """A copy of the original network with filters silenced that another rule chose.
+    """A copy of the original network with filters silenced, and which they are.
 
     Args:
         original: the network as it was pulled; left as it was.
@@ -166,18 +157,17 @@ def pruned_of(
         rule: what chose them.
         accuracies: on the slice, see `Pruned`.
     """
-    result, silenced = original.copy(), _by_site(filters, sites)
-    silence(result.module, {site: silenced[site.name] for site in sites if site.name in silenced})
+    result, silenced = silenced_copy(original, sites, filters), _by_site(filters, sites)
     count = sum(site.filters for site in sites)
     return Pruned(result, rule, None, silenced, count, tuple(accuracies))
 
 
-def _silenced(
-    original: Classifier, chosen: Sequence[FilterMask], sites: Sequence[Site]
+def silenced_copy(
+    original: Classifier, sites: Sequence[Site], filters: Sequence[tuple[str, int]]
 ) -> Classifier:
-    result = original.copy()
-    for each in chosen:
-        silence(result.module, {sites[each.layer]: (each.index,)})
+    """A copy of a network with filters silenced, by site and index."""
+    result, silenced = original.copy(), _by_site(filters, sites)
+    silence(result.module, {site: silenced[site.name] for site in sites if site.name in silenced})
     return result
 
 

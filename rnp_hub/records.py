@@ -194,7 +194,7 @@ def _tried(result: Sanitized) -> tuple[TriedFilter, ...]:
 
 def _looks(result: Sanitized) -> Iterable[tuple[tuple[str, int], float]]:
     if result.healed is not None:
-        return [((step.site, step.index), step.accuracy) for step in result.healed.steps]
+        return [(step.filter, step.accuracy) for step in result.healed.steps]
     assert result.recovered is not None
     order = [(each.site, each.index) for each in result.recovered.order()]
     # Pruning by accuracy looks once before the first filter and once after each, in mask order.

@@ -16,9 +16,9 @@ from torch import Tensor
 from rnp_hub.compute import seeded
 from rnp_hub.errors import DataError
 from rnp_hub.guided import GuidedConfig, Step, Trail, follow
-from rnp_hub.hooks import silence
 from rnp_hub.network import Classifier, ImageSet
 from rnp_hub.progress import Progress, quiet
+from rnp_hub.prune import silenced_copy
 from rnp_hub.recover import Recovered
 from rnp_hub.sites import Site
 from rnp_hub.surrogate import (
@@ -49,7 +49,8 @@ LARGE = 96 * 96
 WORKS = 0.1
 """Surrogate ASR above which a backdoor is not called gone."""
 MAX_MASK = 0.2
-"""Largest mask of a filter that is tried for its mask."""
+"""Largest mask of a filter that the default recipe tries for its mask, set on small networks for
+digits (docs/method.md)."""
 
 
 def untimed(_stage: str, work: Callable[[], T]) -> T:
@@ -143,8 +144,7 @@ def scan(
 
 def clean_margin(logits: Tensor, labels: Tensor) -> float:
     """Mean over pictures of the true label's logit minus the best other; at least a tenth."""
-    own = [float(margins(logits[i : i + 1], int(label))[0]) for i, label in enumerate(labels)]
-    return max(sum(own) / max(len(own), 1), 0.1)
+    return max(float(margins(logits, labels).double().sum()) / max(len(labels), 1), 0.1)
 
 
 def _labels(unlearned: Unlearned, logits: Tensor, config: SurrogateConfig) -> list[int]:
@@ -222,12 +222,13 @@ def heal(
     fresh: list[Surrogate] = []
     alive: list[Surrogate] = []
     for number in range(1, ROUNDS + 1):
-        fresh = _fresh(_without(original, sites, steps), scanned, config.surrogate, number)
+        healed = silenced_copy(original, sites, [step.filter for step in steps])
+        fresh = _fresh(healed, scanned, config.surrogate, number)
         alive = [each for each in fresh if _is_alive(each, scanned)]
         if not alive or number == ROUNDS:
             break
         known += alive
-        out = [(step.site, step.index) for step in steps]
+        out = [step.filter for step in steps]
         trail = follow(
             original, sites, known, clean, halves, scanned.unit, config.guided, progress,
             after=out, masked=masked,
@@ -235,19 +236,11 @@ def heal(
         if not trail.best:
             break
         steps = (*steps, *trail.best)
-    healed = _without(original, sites, steps)
+    healed = silenced_copy(original, sites, [step.filter for step in steps])
     old = [again(healed, each, halves.score) for each in suspected.surrogates]
     newest = [replace(each, kind=f"{each.kind} anew") for each in fresh]
     working = any(each.asr.value > WORKS for each in old)
     return Healed(steps, (*old, *newest), working or bool(alive))
-
-
-def _without(original: Classifier, sites: Sequence[Site], steps: Sequence[Step]) -> Classifier:
-    by_name = {site.name: site for site in sites}
-    healed = original.copy()
-    for step in steps:
-        silence(healed.module, {by_name[step.site]: (step.index,)})
-    return healed
 
 
 def _fresh(

@@ -170,11 +170,11 @@ def logits_of_all(classifier: Classifier, images: Tensor) -> Tensor:
         return torch.cat([classifier.logits(part).cpu() for part in parts])
 
 
-def margins(logits: Tensor, label: int) -> Tensor:
-    """(n,): the logit of `label` minus the best of the others."""
-    others = logits.clone()
-    others[:, label] = float("-inf")
-    return logits[:, label] - others.amax(1)
+def margins(logits: Tensor, label: int | Tensor) -> Tensor:
+    """(n,): the logit of `label`, one or (n,), minus the best of the others."""
+    index = torch.as_tensor(label, device=logits.device).expand(len(logits))[:, None]
+    others = logits.scatter(1, index, float("-inf"))
+    return logits.gather(1, index)[:, 0] - others.amax(1)
 
 
 # --- fitting ----------------------------------------------------------------------------------
