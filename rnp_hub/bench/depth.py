@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rnp_hub.bench.processes import Limits, Row, rows, tell
+from rnp_hub.bench.processes import Limits, rows, tell
 from rnp_hub.bench.slimming import network, some_of
 from rnp_hub.bench.tables import line, plain, table
-from rnp_hub.errors import reason
 
 MODELS = ("resnet18", "resnet34", "resnet50", "resnet101")
 
@@ -59,14 +58,14 @@ def measure_all(
 
     Args: see `slimming.measure_all`.
     """
-    found = rows(
+    return rows(
         "rnp_hub.bench.depth",
         [(model,) for model in models],
         log,
         limits or Limits(),
-        lambda row: say(line_of(DepthRow(**row))),
+        lambda row: DepthRow(**row),
+        lambda row: say(line_of(row)),
     )
-    return [DepthRow(**row) for row in found]
 
 
 # --- one network, in a process of its own -----------------------------------------------------
@@ -74,13 +73,7 @@ def measure_all(
 
 def work(model: str) -> None:
     """Slim one network and tell what that took."""
-    found: Row = {"model": model, "error": None}
-    try:
-        for figures in _figures(model):
-            found |= figures
-            tell(found)
-    except Exception as error:  # a network may fail in any way; the table says which
-        tell(found | {"error": f"{type(error).__name__}: {reason(error)}"})
+    tell({"model": model, "error": None}, _figures(model))
 
 
 def _figures(model: str) -> Iterator[Mapping[str, Any]]:

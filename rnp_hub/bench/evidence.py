@@ -15,6 +15,7 @@ from rnp_hub.bench import tallies
 from rnp_hub.bench.defences import ABOUT
 from rnp_hub.bench.oracle import ANP_BEST
 from rnp_hub.bench.rows import WORKS, Row, read
+from rnp_hub.bench.tables import between, line, table
 from rnp_hub.bench.tallies import OURS
 from rnp_hub.errors import ConfigError
 from rnp_hub.evaluate import Rate
@@ -59,11 +60,10 @@ def _into(out: Path, made: str) -> str:
     """The page with what was made between its markers."""
     if not out.is_file():
         return f"# What was measured\n\n{BEGIN}\n{made}{END}\n"
-    before, begin, rest = out.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
+    written = between(out.read_text(encoding="utf-8"), BEGIN, END, f"\n{made}")
+    if written is None:
         raise ConfigError(f"{out} lacks the lines {BEGIN} and {END}; put them where it shall stand")
-    return f"{before}{BEGIN}\n{made}{END}{after}"
+    return written
 
 
 def page(rows: Sequence[Row], drawn: Sequence[Picture] = ()) -> str:
@@ -393,8 +393,7 @@ def _scatter(found: Sequence[tallies.Point]) -> Figure:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
-    for cells in (heads, ["---"] * len(heads), *rows):
-        yield f"| {' | '.join(map(str, cells))} |"
+    yield from table(heads, map(line, rows)).splitlines()
 
 
 def _three(value: float | None) -> str:

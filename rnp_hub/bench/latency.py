@@ -17,7 +17,6 @@ from typing import Any
 from rnp_hub.bench.processes import Limits, Row, rows, tell
 from rnp_hub.bench.slimming import network, some_of
 from rnp_hub.bench.tables import line, plain, table
-from rnp_hub.errors import reason
 
 MODELS = (
     "resnet18",
@@ -62,14 +61,14 @@ def measure_all(
 
     Args: see `slimming.measure_all`.
     """
-    found = rows(
+    return rows(
         "rnp_hub.bench.latency",
         [(model, str(share)) for model in models for share in SHARES],
         log,
         limits or Limits(),
-        lambda row: say(line_of(LatencyRow(**row))),
+        lambda row: LatencyRow(**row),
+        lambda row: say(line_of(row)),
     )
-    return [LatencyRow(**row) for row in found]
 
 
 # --- one network, in a process of its own -----------------------------------------------------
@@ -77,14 +76,10 @@ def measure_all(
 
 def work(model: str, share: float) -> None:
     """Measure one network and tell."""
-    found: Row = {"model": model, "share": share, "error": None}
-    try:
-        tell(found | _figures(model, share))
-    except Exception as error:  # a network may fail in any way; the table says which
-        tell(found | {"error": f"{type(error).__name__}: {reason(error)}"})
+    tell({"model": model, "share": share, "error": None}, _figures(model, share))
 
 
-def _figures(model: str, share: float) -> Row:
+def _figures(model: str, share: float) -> Iterator[Row]:
     import torch
 
     from rnp_hub.graph import Graph
@@ -104,7 +99,7 @@ def _figures(model: str, share: float) -> Row:
         modules = (module, small.module, quick.module)
         runners = list(_runners(Path(folder), modules, example))
         times = {str(n): _in_turn(runners, example[torch.arange(n) % 4].numpy()) for n in BATCHES}
-    return {
+    yield {
         "silenced": sum(map(len, silenced.values())),
         "removed": removed,
         "milliseconds": times,

@@ -12,12 +12,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
+
+from rnp_hub.errors import reason
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,9 @@ def rows(
     jobs: Sequence[Sequence[str]],
     log: Path,
     limits: Limits,
-    say: Callable[[Row], None] = lambda _: None,
-) -> list[Row]:
+    read: Callable[[Row], T],
+    say: Callable[[T], None] = lambda _: None,
+) -> list[T]:
     """What the worker says of each job; jobs that stand in the log are not run again.
 
     Args:
@@ -42,13 +46,14 @@ def rows(
         jobs: words.
         log: one JSON line a job.
         limits: of each job's process.
-        say: told each new row.
+        read: makes of a row what it stands for.
+        say: told each new one.
 
     Returns:
         A row for each job, the first word of the job as its `model`. `error` says what ended it
         early, `None` where nothing did.
     """
-    done = _read(log, worker)
+    done = _known(log, worker)
     log.parent.mkdir(parents=True, exist_ok=True)
     for job in map(tuple, jobs):
         if job not in done:
@@ -56,16 +61,32 @@ def rows(
             with log.open("a", encoding="utf-8") as lines:
                 line = {"worker": worker, "job": job, "row": done[job]}
                 lines.write(json.dumps(line) + "\n")
-            say(done[job])
-    return [done[tuple(job)] for job in jobs]
+            say(read(done[job]))
+    return [read(done[tuple(job)]) for job in jobs]
 
 
-def tell(row: Row) -> None:
-    """Say what is known so far; for workers."""
-    print(json.dumps(row), flush=True)
+def tell(
+    found: Row,
+    figures: Iterable[Mapping[str, Any]],
+    sentences: tuple[type[Exception], ...] = (),
+) -> None:
+    """Say what is known so far, each time there is more; for workers.
+
+    A failure on the way leaves its reason in `error`, with the name of its class unless that is one
+    of `sentences`, and the figures that were known before it.
+    """
+    try:
+        for more in figures:
+            found = found | dict(more)
+            print(json.dumps(found), flush=True)
+    except sentences as error:
+        print(json.dumps(found | {"error": str(error)}), flush=True)
+    except Exception as error:  # a network may fail in any way; the table says which
+        why = f"{type(error).__name__}: {reason(error)}"
+        print(json.dumps(found | {"error": why}), flush=True)
 
 
-def _read(log: Path, worker: str) -> dict[tuple[str, ...], Row]:
+def _known(log: Path, worker: str) -> dict[tuple[str, ...], Row]:
     if not log.is_file():
         return {}
     known = {}

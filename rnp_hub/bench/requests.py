@@ -108,7 +108,7 @@ def measure_all(
 
     Args: see `slimming.measure_all`.
     """
-    found = rows(
+    return rows(
         "rnp_hub.bench.requests",
         [
             (model, str(seed), *(["torch_pruning"] if has_torch_pruning() else []))
@@ -116,9 +116,9 @@ def measure_all(
         ],
         log,
         limits or Limits(),
-        lambda row: say(line_of(RequestRow.of(row))),
+        RequestRow.of,
+        lambda row: say(line_of(row)),
     )
-    return [RequestRow.of(row) for row in found]
 
 
 def has_torch_pruning() -> bool:
@@ -132,12 +132,7 @@ def has_torch_pruning() -> bool:
 def work(model: str, seed: int, *, compare: bool) -> None:
     """Put all requests to one network, telling as it goes."""
     known = RequestRow(model)
-    try:
-        for row in _answers(known, seed, compare=compare):
-            known = row
-            tell(asdict(known))
-    except Exception as error:  # a network may fail in any way; the table says which
-        tell(asdict(replace(known, error=f"{type(error).__name__}: {reason(error)}")))
+    tell(asdict(known), map(asdict, _answers(known, seed, compare=compare)))
 
 
 def _answers(row: RequestRow, seed: int, *, compare: bool) -> Iterator[RequestRow]:

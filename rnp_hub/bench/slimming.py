@@ -99,14 +99,14 @@ def measure_all(
         say: told each row as it comes.
         onnx: export each, which takes longer than all the rest.
     """
-    found = rows(
+    return rows(
         "rnp_hub.bench.slimming",
         [(model, str(seed), *(() if onnx else ("no-onnx",))) for model in models],
         log,
         limits or Limits(),
-        lambda row: say(line_of(SlimRow.of(row))),
+        SlimRow.of,
+        lambda row: say(line_of(row)),
     )
-    return [SlimRow.of(row) for row in found]
 
 
 def names_in(file: Path) -> list[str]:
@@ -137,15 +137,7 @@ def work(model: str, seed: int, *, onnx: bool) -> None:
 
     A failure on the way leaves its reason in `error` and the figures that were known before it.
     """
-    found: Row = {"model": model, "error": None}
-    try:
-        for figures in _figures(model, seed, onnx=onnx):
-            found |= figures
-            tell(found)
-    except RnpHubError as error:
-        tell(found | {"error": str(error)})
-    except Exception as error:  # a network may fail in any way; the table says which
-        tell(found | {"error": f"{type(error).__name__}: {reason(error)}"})
+    tell({"model": model, "error": None}, _figures(model, seed, onnx=onnx), (RnpHubError,))
 
 
 def _figures(model: str, seed: int, *, onnx: bool) -> Iterator[Row]:

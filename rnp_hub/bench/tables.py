@@ -28,6 +28,13 @@ def small(value: float | None) -> str:
     return "" if value is None else f"{value:.0e}"
 
 
+def between(page: str, start: str, end: str, text: str) -> str | None:
+    """The page with the text between its marks and the rest as it was; `None` where they lack."""
+    head, begun, rest = page.partition(start)
+    _, ended, tail = rest.partition(end)
+    return f"{head}{start}{text}{end}{tail}" if begun and ended else None
+
+
 def put_section(file: Path, name: str, text: str) -> None:
     """Write what a command found between its marks in a document; the rest stays as it is.
 
@@ -42,10 +49,8 @@ def put_section(file: Path, name: str, text: str) -> None:
     start, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
     try:
         before = file.read_text(encoding="utf-8") if file.exists() else ""
-        if start not in before or end not in before:
-            before += f"\n{start}{end}"
-        head, _, rest = before.partition(start)
-        tail = rest.partition(end)[2]
-        file.write_text(f"{head}{start}\n{text}\n{end}{tail}", encoding="utf-8")
+        section = f"\n{text}\n"
+        page = between(before, start, end, section) or f"{before}\n{start}{section}{end}"
+        file.write_text(page, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{file} cannot be written ({reason(error)}); give a file") from error
