@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from rnp_hub.cli.options import (
+    NO,
     CreatePr,
     DataOption,
     DataSubset,
@@ -31,8 +32,6 @@ from rnp_hub.cli.options import (
     make_job,
     make_push_job,
 )
-
-VIOLATED = 1
 
 
 def gate(
@@ -117,7 +116,7 @@ def gate(
         found = hold(asked, progress, terminal.say)
     terminal.print_gate(found, as_json=json)
     if not found.passed:
-        raise typer.Exit(VIOLATED)
+        raise typer.Exit(NO)
 
 
 def sign(
@@ -152,7 +151,7 @@ def verify(
     found = signing.verify(folder, key)
     terminal.print_verified(found, as_json=json)
     if not found.genuine:
-        raise typer.Exit(VIOLATED)
+        raise typer.Exit(NO)
 
 
 def register(app: typer.Typer) -> None:

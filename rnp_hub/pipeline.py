@@ -355,6 +355,19 @@ def _sanitize(asked: SanitizeJob, progress: Progress, say: Say) -> tuple[RunRepo
         peak_memory_mib=0.0,
         environment=_environment(opened),
     )
+    report = _write(asked, opened, result, measured, watch, progress)
+    return report, Reference.of(result.module, _probe(opened))
+
+
+def _write(
+    asked: SanitizeJob,
+    opened: Opened,
+    result: Sanitized,
+    measured: RunReport,
+    watch: Stopwatch,
+    progress: Progress,
+) -> RunReport:
+    """Write the folder, and give back the report with what is only known then."""
     with new_folder(asked.folder, force=asked.overwrite) as folder:
         progress("export", 0.0, {})
         files = watch.time("export", lambda: _export(folder, opened, result, origin(measured)))
@@ -374,7 +387,7 @@ def _sanitize(asked: SanitizeJob, progress: Progress, say: Say) -> tuple[RunRepo
         )
         (folder / FILE).write_text(report.to_json(), encoding="utf-8")
         write_card(folder, report, asked.push.repo_id if asked.push else None)
-    return report, Reference.of(result.module, _probe(opened))
+    return report
 
 
 def _flip(asked: bool | None, data: Data, say: Say) -> bool:
