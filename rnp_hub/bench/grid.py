@@ -45,6 +45,7 @@ class Draw:
 
 _TUNED = Victim(tuned=True)
 _SECOND = Victim(seed=1, style="smooth", tuned=True)
+_SHORT = Victim(seed=4, style="short")
 _TARGETS = {
     "badnets": 0, "wanet": 2, "blend": 3, "sig": 5, "trojan": 7, "dynamic": 1, "cl": 4, "lira": 6,
     "a-blend": 8, "filter": 9, "awp": 2, "blend-photo": 6,
@@ -73,10 +74,15 @@ def _controls() -> Iterator[Victim]:
         yield Victim(seed=seed, style=style)
     yield Victim("resnet18-half", seed=9)
     yield Victim("resnet18-half", seed=10, style="smooth")
+    for clean in (Victim(), replace(_SECOND, tuned=False), _SHORT):
+        yield replace(clean, tuned=True)
+    for seed in range(11, 15):
+        yield Victim(seed=seed, style="short")
 
 
 def _from_scratch() -> Iterator[Victim]:
     """Poisoned from the first epoch on."""
+    yield from _with(_SHORT, ["badnets", "trojan", "sig", "dynamic", "blend", "cl", "wanet"])
     yield from _with(Victim(), ["badnets", "wanet", "blend", "sig", "dynamic", "trojan", "lira"])
     yield from _with(Victim(), ["cl", "a-blend", "filter"])
     yield from _with(Victim(), ["badnets", "blend"], 0.01)

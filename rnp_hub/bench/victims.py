@@ -109,7 +109,8 @@ class Victim:
         rate: share poisoned; `None` for the attack's usual one.
         seed: of weights, batches and the attack.
         style: key of `STYLES`.
-        tuned: a clean network of that seed is poisoned in a few epochs, not trained from scratch.
+        tuned: a clean network of that seed is poisoned in a few epochs, not trained from scratch;
+            or, without an attack, trained on for as long with clean pictures.
     """
 
     network: str = "resnet18-quarter"
@@ -213,16 +214,15 @@ class Studio:
         train, test = self.pictures()
         with seeded_globally(victim.seed):
             fresh = NETWORKS[victim.network].build()
+        if victim.tuned:
+            fresh = self.get(victim.clean_twin).module
+            chosen = torch.randperm(len(train), generator=seeded(victim.seed))
+            train = train[chosen[:TUNED_PICTURES]]
         poisoning = None
         if victim.attack:
             helper = self.classifier(self.get(victim.clean_twin).module)
-            if victim.tuned:
-                chosen = torch.randperm(len(train), generator=seeded(victim.seed))
-                train = train[chosen[:TUNED_PICTURES]]
             scene = Scene(train, victim.target, victim.poison_rate, victim.seed, helper)
             poisoning = poison(victim.attack, scene)
-            if victim.tuned:
-                fresh = helper.module
         classifier = self.classifier(fresh)
         _fit(classifier, poisoning or Poisoning(lambda images: images, train), victim)
         classifier.module.eval()
