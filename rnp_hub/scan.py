@@ -48,6 +48,8 @@ LARGE = 96 * 96
 """Pixels from which on less of everything is looked at."""
 WORKS = 0.1
 """Surrogate ASR above which a backdoor is not called gone."""
+ANEW = " anew"
+"""Ends the kind of a surrogate that was reconstructed on the healed network."""
 MAX_MASK = 0.2
 """Largest mask of a filter that the default recipe tries for its mask, set on small networks for
 digits (docs/method.md)."""
@@ -238,7 +240,7 @@ def heal(
         steps = (*steps, *trail.best)
     healed = silenced_copy(original, sites, [step.filter for step in steps])
     old = [again(healed, each, halves.score) for each in suspected.surrogates]
-    newest = [replace(each, kind=f"{each.kind} anew") for each in fresh]
+    newest = [replace(each, kind=f"{each.kind}{ANEW}") for each in fresh]
     working = any(each.asr.value > WORKS for each in old)
     return Healed(steps, (*old, *newest), working or bool(alive))
 

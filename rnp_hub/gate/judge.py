@@ -11,6 +11,7 @@ from rnp_hub.gate.rules import STATIC
 from rnp_hub.hub_cards.licences import Licence
 from rnp_hub.pipeline import CHANCE_MARGIN
 from rnp_hub.report import DataRecord, EvalRecord, ScoresRecord, SourceRecord, VerdictRecord
+from rnp_hub.scan import ANEW, WORKS
 from rnp_hub.static import Finding
 
 NOT_MEASURED = "not measured: the files must not be opened"
@@ -128,8 +129,19 @@ def _backdoor(measured: Measured, where: str) -> RuleRecord:
         return _record("RNP001", False, "none", shown, where)
     if verdict.residual is False:
         return _record("RNP001", True, "none", f"one for label {label}, which was cut", where)
-    what = "still there after cutting" if verdict.residual else "cut, but not proved gone"
+    what = _left(measured.now, verdict.label) if verdict.residual else "cut, but not proved gone"
     return _record("RNP001", False, "none", f"one for label {label}, {what}", where)
+
+
+def _left(scores: ScoresRecord, label: int | None) -> str:
+    """What made the scan say that something is left: see `scan.Healed.residual`."""
+    kinds = scores.surrogate_asr.get(str(label), {})
+    old = {kind: rate.value for kind, rate in kinds.items() if not kind.endswith(ANEW)}
+    kind = max(old, key=old.__getitem__, default=None)
+    if kind is not None and old[kind] > WORKS:
+        works = f"the {kind} of the scan works on {percent(old[kind])}, more than {percent(WORKS)}"
+        return f"not gone after cutting: {works}"
+    return "not gone after cutting: a new trigger could be reconstructed"
 
 
 def _strongest(scores: ScoresRecord, label: int | None) -> str:
