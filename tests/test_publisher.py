@@ -1,4 +1,4 @@
-"""Jobs that ask for a trusted publisher's token and get none: one sentence, whatever the command."""
+"""Jobs that ask for a trusted publisher's token and get none: one sentence, whatever was asked."""
 
 from __future__ import annotations
 
