@@ -28,7 +28,7 @@ from rnp_hub.network import (
 from rnp_hub.progress import Progress, quiet
 from rnp_hub.prune import PruneConfig, Pruned, prune, pruned_of
 from rnp_hub.recover import RecoverConfig, Recovered, recover
-from rnp_hub.scan import MAX_MASK, Healed, ScanConfig, Scanned, heal, scan
+from rnp_hub.scan import LARGE, MAX_MASK, Healed, ScanConfig, Scanned, heal, scan
 from rnp_hub.sites import Site, gate_sites
 from rnp_hub.slim import EXAMPLES, Optimize, Slimmed, slim
 from rnp_hub.surrogate import SurrogateConfig
@@ -41,6 +41,8 @@ digits (docs/method.md)."""
 ON_THE_SLICE = 0.5
 """Share of `max_ca_drop` that may be lost on the slice: a network knows its training pictures
 better, and loses about twice as much elsewhere (docs/method.md)."""
+LARGE_BATCH, LARGE_EPOCHS = 32, 5
+"""How masks are learned on large pictures."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,23 @@ class SanitizeConfig:
         if self.surrogate is None or self.guided is None:
             return None
         return ScanConfig(self.unlearn, self.surrogate, self.guided)
+
+    def affordable(self, height: int, width: int) -> SanitizeConfig:
+        """The same for small pictures, and for published recipes; less for large ones.
+
+        See `ScanConfig.affordable`. Masks are learned in as many updates, on a quarter of the
+        pictures each, and no more filters are tried by them than by surrogates.
+        """
+        if self.scan is None or height * width <= LARGE:
+            return self
+        scan = self.scan.affordable(height, width)
+        recover = replace(
+            self.recover,
+            batch_size=min(self.recover.batch_size, LARGE_BATCH),
+            epochs=min(self.recover.epochs, LARGE_EPOCHS),
+        )
+        pruning = replace(self.prune, tried=scan.guided.filters)
+        return replace(self, **vars(scan), recover=recover, prune=pruning)
 
     @staticmethod
     def of(
@@ -201,6 +220,7 @@ def sanitize(
     original = Classifier(module, transform, compute, output).copy()
     clean = ImageSet(clean_images.cpu(), clean_labels.long().cpu())
     sites = _check(original, clean)
+    config = config.affordable(*clean.images.shape[2:])
     work = _Work(original, clean, sites, config, Stopwatch(), progress)
     found = work.published() if config.scan is None else work.scanned(config.scan)
     dense = on_cpu(found.pruned.classifier.module)

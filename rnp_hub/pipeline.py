@@ -264,8 +264,9 @@ def scan_model(
     """
     watch = Stopwatch()
     opened = watch.time("open", lambda: open_job(job, say))
-    config = SanitizeJob(job).config(flip=_flip(flip, opened.data, say))
     clean = opened.data.clean.pictures
+    config = SanitizeJob(job).config(flip=_flip(flip, opened.data, say))
+    config = config.affordable(*clean.images.shape[2:])
     sites = gate_sites(opened.model.module, opened.classifier.transform(clean.images[:2]))
     _refuse_chance(opened)
     before = watch.time("before", lambda: opened.score(opened.model.module, "before", progress))
@@ -325,6 +326,7 @@ def _sanitize(asked: SanitizeJob, progress: Progress, say: Say) -> tuple[RunRepo
     gate_sites(opened.model.module, opened.classifier.transform(clean.images[:2]))
     _refuse_chance(opened)
     config = asked.config(flip=_flip(asked.flip, opened.data, say))
+    config = config.affordable(*clean.images.shape[2:])
     original = opened.model.module
     before = watch.time("before", lambda: opened.score(original, "before", progress))
     result = sanitize(
