@@ -47,7 +47,7 @@ class SoftenConfig:
 
     weights: tuple[float, ...] = (0.1, 0.03)
     learning_rate: float = 0.05
-    steps: int = 60
+    steps: int = 100
     largest: float = 2.0
     pictures: int = 64
     clean_pictures: int = 96
