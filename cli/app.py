@@ -91,6 +91,10 @@ def sanitize(
     threshold: Annotated[
         float | None, typer.Option(help="Silence every mask up to this instead, in [0, 1].")
     ] = None,
+    soften: Annotated[
+        bool,
+        typer.Option(help="Give filters masks between 0 and 2 where pruning leaves something."),
+    ] = True,
     optimize: Annotated[
         Optimize,
         typer.Option(help="size: remove every silenced filter; latency: where that is faster."),
@@ -149,6 +153,7 @@ def sanitize(
         threshold=threshold,
         overwrite=overwrite or force,
         force=force,
+        soften=soften,
         flip=flip,
         push=make_push_job(push_to, public=public, create_pr=create_pr, force=force),
         optimize=optimize.value,

@@ -14,6 +14,8 @@ def command(report: RunReport) -> str:
     for name, value in _options(report):
         if value is not None:
             words += [f"--{name}", str(value)]
+    if "surrogate" in report.config and "soften" not in report.config:
+        words.append("--no-soften")
     flip = report.config.get("flip")
     if flip is not None:
         words.append("--flip" if flip else "--no-flip")

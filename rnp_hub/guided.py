@@ -174,7 +174,7 @@ class _Search:
         self.slack = 0.5 / len(clean)
         self.lowest = accuracy(work, clean) - config.max_ca_drop - self.slack
         self.generator = seeded(config.seed)
-        self.around = _around(clean.images, self.generator, flip=config.flip)
+        self.around = around(clean.images, self.generator, flip=config.flip)
         self.answers = logits_of_all(work, self.around).log_softmax(1)
 
     def asr(self) -> float:
@@ -267,7 +267,7 @@ class _Look:
         return gain / (cost + search.config.price) if gain > 0.01 * self.margin else 0.0
 
 
-def _around(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tensor:
+def around(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tensor:
     """The slice, as it is, cropped and flipped, and mixed in pairs: where the task is at home.
 
     Networks are sure of pictures they were trained on, and show there little of what they lost.

@@ -1,6 +1,6 @@
 """Gates: masking filters for the time of a `with` block, and for good.
 
-A gate at value m ∈ [0, 1] turns what a filter emits, x, into c + m·(x − c), where c is what it
+A gate at value m ≥ 0 turns what a filter emits, x, into c + m·(x − c), where c is what it
 emits when it is silent. At a BatchNorm c is the bias β: the gate multiplies the weight γ, as the
 reference does (Li et al. 2023, Alg. 1). Elsewhere see `rnp_hub.sites`.
 """
@@ -25,7 +25,7 @@ def gates(module: nn.Module, masks: Mapping[Site, Tensor]) -> Iterator[dict[str,
 
     Args:
         module: the network; its weights are only read.
-        masks: by site, (filters,) each, values in [0, 1]; gradients flow into them.
+        masks: by site, (filters,) each, values ≥ 0; gradients flow into them.
 
     Yields:
         How often each gate fired so far, by name of the site.
@@ -118,6 +118,22 @@ def silence(module: nn.Module, silenced: Mapping[Site, Sequence[int]]) -> None:
         weights = silenced_weights(module, site)
         with torch.no_grad():
             weights[list(filters)] = 0
+
+
+def scale(module: nn.Module, masks: Mapping[Site, Tensor]) -> None:
+    """Mask filters of `module` for good, in place: the drop-in form of any mask.
+
+    Args:
+        module: the network.
+        masks: by site, (filters,) each, values ≥ 0.
+
+    Raises:
+        ModelError: as for `gated_layer`.
+    """
+    for site, mask in masks.items():
+        weights = silenced_weights(module, site)
+        with torch.no_grad():
+            weights.mul_(mask.to(weights).view(-1, *[1] * (weights.dim() - 1)))
 
 
 def silence_on_trial(module: nn.Module, site: Site, index: int) -> Callable[[], None]:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from rnp_hub.compute import Compute, mark_memory, peak_since_mark_mib
 from rnp_hub.errors import ConfigError, DataError
 from rnp_hub.guided import GuidedConfig
+from rnp_hub.heal import MAX_MASK, Healed, heal
+from rnp_hub.hooks import scale
 from rnp_hub.network import (
     Classifier,
     ImageSet,
@@ -28,9 +30,10 @@ from rnp_hub.network import (
 from rnp_hub.progress import Progress, quiet
 from rnp_hub.prune import PruneConfig, Pruned, prune, pruned_of
 from rnp_hub.recover import RecoverConfig, Recovered, recover
-from rnp_hub.scan import MAX_MASK, Healed, ScanConfig, Scanned, heal, scan
+from rnp_hub.scan import LARGE, ScanConfig, Scanned, scan
 from rnp_hub.sites import Site, gate_sites
 from rnp_hub.slim import EXAMPLES, Optimize, Slimmed, slim
+from rnp_hub.soften import SoftenConfig
 from rnp_hub.surrogate import SurrogateConfig
 from rnp_hub.unlearn import UnlearnConfig, Unlearned, unlearn
 
@@ -41,6 +44,8 @@ digits (docs/method.md)."""
 ON_THE_SLICE = 0.5
 """Share of `max_ca_drop` that may be lost on the slice: a network knows its training pictures
 better, and loses about twice as much elsewhere (docs/method.md)."""
+LARGE_BATCH, LARGE_EPOCHS = 32, 5
+"""How masks are learned on large pictures."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class SanitizeConfig:
         unlearn, recover, prune: of each stage.
         recipe: the name they came from.
         surrogate, guided: of a scan; `None` for a recipe that comes to no verdict.
+        soften: of what pruning leaves; `None` where filters may only be silenced.
         force: prune a network too that the verdict acquits.
     """
 
@@ -60,6 +66,7 @@ class SanitizeConfig:
     recipe: str
     surrogate: SurrogateConfig | None = None
     guided: GuidedConfig | None = None
+    soften: SoftenConfig | None = None
     force: bool = False
 
     @property
@@ -67,7 +74,24 @@ class SanitizeConfig:
         """Settings of the scan; `None` for a recipe that comes to no verdict."""
         if self.surrogate is None or self.guided is None:
             return None
-        return ScanConfig(self.unlearn, self.surrogate, self.guided)
+        return ScanConfig(self.unlearn, self.surrogate, self.guided, self.soften)
+
+    def affordable(self, height: int, width: int) -> SanitizeConfig:
+        """The same for small pictures, and for published recipes; less for large ones.
+
+        See `ScanConfig.affordable`. Masks are learned in as many updates, on a quarter of the
+        pictures each, and no more filters are tried by them than by surrogates.
+        """
+        if self.scan is None or height * width <= LARGE:
+            return self
+        scan = self.scan.affordable(height, width)
+        recover = replace(
+            self.recover,
+            batch_size=min(self.recover.batch_size, LARGE_BATCH),
+            epochs=min(self.recover.epochs, LARGE_EPOCHS),
+        )
+        pruning = replace(self.prune, tried=scan.guided.filters)
+        return replace(self, **vars(scan), recover=recover, prune=pruning)
 
     @staticmethod
     def of(
@@ -78,10 +102,12 @@ class SanitizeConfig:
         max_ca_drop: float = 0.02,
         threshold: float | None = None,
         force: bool = False,
+        soften: bool = True,
     ) -> SanitizeConfig:
         """The settings of a recipe.
 
-        `default` scans first; what it convicts loses the filters that its surrogates need, what it
+        `default` scans first; what it convicts loses the filters that its surrogates need, and
+        where that leaves something and `soften` is true, the others are given masks; what it
         acquits is left alone. With a `threshold` there is no scan.
         `reference` has the numbers of the authors' code (stop at 20 %, weight decay 5e-4, clipping
         that clips nothing), `paper` those of the paper (stop at 10 %, weight decay 5e-2); both take
@@ -116,6 +142,7 @@ class SanitizeConfig:
             recipe,
             SurrogateConfig(seed=seed),
             GuidedConfig(budget, guard=2 * GUARD * budget, flip=flip, seed=seed),
+            SoftenConfig(max_ca_drop=max_ca_drop, flip=flip, seed=seed) if soften else None,
             force,
         )
 
@@ -125,7 +152,8 @@ class Sanitized:
     """A network without the filters that carried the backdoor.
 
     Attributes:
-        module: the drop-in: the caller's architecture, weights of 0 for every silenced filter.
+        module: the drop-in: the caller's architecture, weights of 0 for every silenced filter, and
+            masks multiplied into the others where the network was softened.
         slim: the smaller network that computes the same, and the proof.
         unlearned, recovered, pruned: what each stage found; no masks are learned for a network that
             the verdict acquits.
@@ -201,6 +229,7 @@ def sanitize(
     original = Classifier(module, transform, compute, output).copy()
     clean = ImageSet(clean_images.cpu(), clean_labels.long().cpu())
     sites = _check(original, clean)
+    config = config.affordable(*clean.images.shape[2:])
     work = _Work(original, clean, sites, config, Stopwatch(), progress)
     found = work.published() if config.scan is None else work.scanned(config.scan)
     dense = on_cpu(found.pruned.classifier.module)
@@ -265,6 +294,8 @@ class _Work:
         start = found.trail.start[:1] if found.trail else ()
         looks = (*start, *(step.accuracy for step in healed.steps))
         pruned = pruned_of(self.original, self.sites, filters, "surrogates", looks)
+        if healed.masks is not None:
+            scale(pruned.classifier.module, healed.masks)
         return _Found(found.unlearned, recovered, pruned, found, healed)
 
     def _recovered(self, unlearned: Unlearned) -> Recovered:

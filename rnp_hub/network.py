@@ -107,7 +107,7 @@ class Classifier:
             ModelError: a logit is not finite.
         """
         with evaluation_mode(self.module):
-            parts = [self._predict_batch(part) for part in images.split(self.compute.batch_size)]
+            parts = [self._predict_batch(part) for part in self.compute.parts(images)]
         return torch.cat(parts).cpu() if parts else torch.empty(0, dtype=torch.int64)
 
     def _predict_batch(self, images: Tensor) -> Tensor:

@@ -181,9 +181,27 @@ def _annotate(file: Path, target: Target, notes: Mapping[str, str]) -> None:
     import onnx
 
     model = onnx.load(file)
+    strip(model)
     stored = {"labels": target.label_names, "preprocess": target.preprocess.stated()}
     onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(stored), **notes})
     onnx.save(model, file)
+
+
+def strip(message: Any) -> None:
+    """Take out what exporters note about the machine they ran on, in place.
+
+    Nodes, values and graphs come with stack traces: paths of files, which are nobody's business and
+    make the same network another file on every machine.
+
+    Args:
+        message: of ONNX's protobuf, a model or a part of one; what it says of itself goes too.
+    """
+    for field, value in message.ListFields():
+        if field.name in ("metadata_props", "doc_string"):
+            message.ClearField(field.name)
+        elif field.type == field.TYPE_MESSAGE:
+            for part in [value] if hasattr(value, "ListFields") else value:
+                strip(part)
 
 
 class _OnlyLogits(nn.Module):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rnp_hub.errors import ConfigError
-from rnp_hub.onnx_export import silence
+from rnp_hub.onnx_export import silence, strip
 from rnp_hub.onnx_io import INPUT, RAW_INPUT
 from rnp_hub.preprocess import Preprocess
 
@@ -111,6 +111,7 @@ def prepend(file: Path, preprocess: Preprocess) -> None:
         network,
         io_map=[(INPUT, INPUT)],
     )
+    strip(joined)
     onnx.helper.set_model_props(
         joined, {entry.key: entry.value for entry in network.metadata_props}
     )

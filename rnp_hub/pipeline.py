@@ -120,6 +120,7 @@ class SanitizeJob:
         flip: mirrored pictures keep their label; `None` for what is known of the data.
         overwrite: replace a folder that an earlier run made.
         force: prune a network too that the verdict acquits.
+        soften: give filters masks where pruning leaves something.
         push: where the folder goes afterwards; `None` for nowhere.
         optimize: of the slim network, see `slim.slim`.
         latency: measure how fast the networks are, before and after.
@@ -132,6 +133,7 @@ class SanitizeJob:
     threshold: float | None = None
     overwrite: bool = False
     force: bool = False
+    soften: bool = True
     flip: bool | None = None
     push: PushJob | None = None
     optimize: Optimize = "size"
@@ -156,6 +158,7 @@ class SanitizeJob:
             max_ca_drop=self.max_ca_drop,
             threshold=self.threshold,
             force=self.force,
+            soften=self.soften,
         )
 
 
@@ -264,8 +267,9 @@ def scan_model(
     """
     watch = Stopwatch()
     opened = watch.time("open", lambda: open_job(job, say))
-    config = SanitizeJob(job).config(flip=_flip(flip, opened.data, say))
     clean = opened.data.clean.pictures
+    config = SanitizeJob(job).config(flip=_flip(flip, opened.data, say))
+    config = config.affordable(*clean.images.shape[2:])
     sites = gate_sites(opened.model.module, opened.classifier.transform(clean.images[:2]))
     _refuse_chance(opened)
     before = watch.time("before", lambda: opened.score(opened.model.module, "before", progress))
@@ -325,6 +329,7 @@ def _sanitize(asked: SanitizeJob, progress: Progress, say: Say) -> tuple[RunRepo
     gate_sites(opened.model.module, opened.classifier.transform(clean.images[:2]))
     _refuse_chance(opened)
     config = asked.config(flip=_flip(asked.flip, opened.data, say))
+    config = config.affordable(*clean.images.shape[2:])
     original = opened.model.module
     before = watch.time("before", lambda: opened.score(original, "before", progress))
     result = sanitize(
@@ -553,7 +558,7 @@ def _asked(job: Job, opened: Opened) -> dict[str, object]:
 
 
 def _stages(config: SanitizeConfig) -> dict[str, object]:
-    stages = ("unlearn", "recover", "prune", "surrogate", "guided")
+    stages = ("unlearn", "recover", "prune", "surrogate", "guided", "soften")
     found = {name: getattr(config, name) for name in stages}
     known = {name: asdict(stage) for name, stage in found.items() if stage is not None}
     return {"flip": config.unlearn.flip, "forced": config.force, **known}

@@ -32,15 +32,18 @@ class PruneConfig:
             nothing else; `None` for a rule by accuracy.
         guard: put a filter back that alone costs more than this, in [0, 1]; `None` to stop there.
         max_mask: filters with a mask above this are never tried by accuracy, in [0, 1].
+        tried: filters that are tried by accuracy, at most; `None` for no limit.
     """
 
     max_ca_drop: float = 0.02
     threshold: float | None = None
     guard: float | None = None
     max_mask: float = 1.0
+    tried: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
+        for name in ("max_ca_drop", "threshold", "guard", "max_mask"):
+            value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"{name} {value} must lie in [0, 1]")
 
@@ -103,7 +106,7 @@ def prune(
         accuracies = [accuracy(original, clean)]
     else:
         chosen, accuracies = _by_accuracy(
-            original, candidates, recovered.sites, clean, config, progress
+            original, candidates[: config.tried], recovered.sites, clean, config, progress
         )
     filters = [(each.site, each.index) for each in chosen]
     pruned = pruned_of(original, recovered.sites, filters, config.rule, accuracies)

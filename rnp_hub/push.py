@@ -373,7 +373,8 @@ def _description(report: RunReport, deleted: tuple[str, ...]) -> str:
     before, after = report.before.clean_accuracy, report.after.clean_accuracy
     lines = [
         f"Source: {source.repo_id or 'a local folder'}" + (f"@{source.sha}" if source.sha else ""),
-        f"Filters: {prune.silenced} of {prune.filters} silenced, {slim.removed} removed",
+        f"Filters: {prune.silenced} of {prune.filters} silenced, {slim.removed} removed"
+        + (f", {prune.softened} softened" if prune.softened else ""),
         f"Clean accuracy: {before.value:.2%} before, {after.value:.2%} after (n = {after.n})",
         *([f"Deleted: {', '.join(deleted)}"] if deleted else []),
     ]

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from rnp_hub.heal import Healed
 from rnp_hub.method import Sanitized
 from rnp_hub.report import (
     MaskHistogram,
@@ -18,7 +19,8 @@ from rnp_hub.report import (
     TriedFilter,
     VerdictRecord,
 )
-from rnp_hub.scan import Healed, Scanned
+from rnp_hub.scan import Scanned
+from rnp_hub.soften import moved
 from rnp_hub.surrogate import Surrogate
 from rnp_hub.unlearn import Unlearned
 
@@ -157,12 +159,19 @@ def prune_record(result: Sanitized) -> PruneRecord:
         rule=pruned.rule,
         threshold=pruned.threshold,
         silenced=pruned.count,
+        softened=softened_count(result),
         filters=pruned.filters,
         per_layer=pruned.silenced,
         slice_accuracy=tuple(round(value, 6) for value in pruned.accuracies),
         mask_histogram=_mask_histogram(result),
         tried=_tried(result),
     )
+
+
+def softened_count(result: Sanitized) -> int:
+    """How many filters have another mask than 1, without being silenced."""
+    masks = result.healed and result.healed.masks
+    return moved(masks) if masks else 0
 
 
 def _mask_histogram(result: Sanitized) -> MaskHistogram | None:

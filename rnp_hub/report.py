@@ -153,7 +153,8 @@ class TriedFilter:
 class PruneRecord:
     """What was silenced, and by which rule.
 
-    `tried` is empty under a fixed threshold, where filters go all at once.
+    `tried` is empty under a fixed threshold, where filters go all at once. `softened` counts the
+    filters that stay and whose weights were multiplied by a mask.
     """
 
     rule: str
@@ -164,6 +165,7 @@ class PruneRecord:
     slice_accuracy: tuple[float, ...] = ()
     mask_histogram: MaskHistogram | None = None
     tried: tuple[TriedFilter, ...] = ()
+    softened: int = 0
 
 
 @_strict

@@ -15,23 +15,21 @@ from torch import Tensor
 
 from rnp_hub.compute import seeded
 from rnp_hub.errors import DataError
-from rnp_hub.guided import GuidedConfig, Step, Trail, follow
+from rnp_hub.guided import GuidedConfig, Trail, follow
 from rnp_hub.network import Classifier, ImageSet
 from rnp_hub.progress import Progress, quiet
-from rnp_hub.prune import silenced_copy
-from rnp_hub.recover import Recovered
 from rnp_hub.sites import Site
+from rnp_hub.soften import SoftenConfig
 from rnp_hub.surrogate import (
     Halves,
     Surrogate,
     SurrogateConfig,
-    again,
     logits_of_all,
     margins,
     reconstruct,
 )
 from rnp_hub.unlearn import UnlearnConfig, Unlearned, unlearn
-from rnp_hub.verdict import CLEAN, Suspicion, Verdict, judge, stands_out, suspicion
+from rnp_hub.verdict import CLEAN, Suspicion, Verdict, judge, suspicion
 
 T = TypeVar("T")
 
@@ -42,17 +40,8 @@ class Timed(Protocol):
     def __call__(self, stage: str, work: Callable[[], T], /) -> T: ...
 
 
-ROUNDS = 3
-"""How often new surrogates are reconstructed while healing."""
 LARGE = 96 * 96
 """Pixels from which on less of everything is looked at."""
-WORKS = 0.1
-"""Surrogate ASR above which a backdoor is not called gone."""
-ANEW = " anew"
-"""Ends the kind of a surrogate that was reconstructed on the healed network."""
-MAX_MASK = 0.2
-"""Largest mask of a filter that the default recipe tries for its mask, set on small networks for
-digits (docs/method.md)."""
 
 
 def untimed(_stage: str, work: Callable[[], T]) -> T:
@@ -66,17 +55,24 @@ class ScanConfig:
     unlearn: UnlearnConfig
     surrogate: SurrogateConfig
     guided: GuidedConfig
+    soften: SoftenConfig | None = None
+    """`None` where filters may only be silenced."""
 
     def affordable(self, height: int, width: int) -> ScanConfig:
         """The same for small pictures; fewer labels, pictures and trials for large ones.
 
-        A picture of 224 × 224 takes some fifty times as long as one of 32 × 32.
+        A picture of 224 × 224 takes some fifty times as long as one of 32 × 32. This goes by pixels
+        and not by multiply-accumulates, of which a ResNet-50 does several times as many in a second
+        as a MobileNet.
         """
         if height * width <= LARGE:
             return self
         surrogate = replace(self.surrogate, labels=min(self.surrogate.labels, 6), batch_size=8)
         guided = replace(self.guided, tried=4, masked=1, pictures=48, clean_pictures=64, filters=24)
-        return replace(self, surrogate=surrogate, guided=guided)
+        softening = self.soften and replace(
+            self.soften, steps=30, pictures=12, clean_pictures=20, copies=1
+        )
+        return replace(self, surrogate=surrogate, guided=guided, soften=softening)
 
 
 @dataclass(frozen=True)
@@ -174,94 +170,6 @@ def _trail(
     if suspected is None or not suspected.surrogates:
         return None
     return follow(original, sites, suspected.surrogates, clean, halves, unit, config, progress)
-
-
-# --- healing ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Healed:
-    """A network without the filters that its surrogates needed.
-
-    Attributes:
-        steps: the silenced filters in order, with accuracy and surrogate ASR after each.
-        left: the surrogates of the scan, and those reconstructed last, on the healed network.
-        residual: a surrogate still works, or a new one stands out.
-    """
-
-    steps: tuple[Step, ...]
-    left: tuple[Surrogate, ...]
-    residual: bool
-
-
-def heal(
-    original: Classifier,
-    clean: ImageSet,
-    sites: Sequence[Site],
-    scanned: Scanned,
-    recovered: Recovered,
-    config: ScanConfig,
-    progress: Progress = quiet,
-) -> Healed:
-    """Silence what the suspected label's surrogates need, then look for new ones.
-
-    Args:
-        original: the network as it was pulled; left as it was.
-        clean: the clean slice.
-        sites: where filters can be masked.
-        scanned: what the scan of this network found.
-        recovered: the masks; low ones are tried besides.
-        config: as in the scan.
-        progress: told what is going on.
-    """
-    original, clean = as_pixels(original, clean)
-    config = config.affordable(*clean.images.shape[2:])
-    suspected, halves = scanned.suspected, scanned.halves
-    assert suspected is not None
-    steps = scanned.trail.best if scanned.trail else ()
-    known = list(suspected.surrogates)
-    masked = [(each.site, each.index) for each in recovered.order() if each.value <= MAX_MASK]
-    fresh: list[Surrogate] = []
-    alive: list[Surrogate] = []
-    for number in range(1, ROUNDS + 1):
-        healed = silenced_copy(original, sites, [step.filter for step in steps])
-        fresh = _fresh(healed, scanned, config.surrogate, number)
-        alive = [each for each in fresh if _is_alive(each, scanned)]
-        if not alive or number == ROUNDS:
-            break
-        known += alive
-        out = [step.filter for step in steps]
-        trail = follow(
-            original, sites, known, clean, halves, scanned.unit, config.guided, progress,
-            after=out, masked=masked,
-        )  # fmt: skip
-        if not trail.best:
-            break
-        steps = (*steps, *trail.best)
-    healed = silenced_copy(original, sites, [step.filter for step in steps])
-    old = [again(healed, each, halves.score) for each in suspected.surrogates]
-    newest = [replace(each, kind=f"{each.kind}{ANEW}") for each in fresh]
-    working = any(each.asr.value > WORKS for each in old)
-    return Healed(steps, (*old, *newest), working or bool(alive))
-
-
-def _fresh(
-    healed: Classifier, scanned: Scanned, config: SurrogateConfig, number: int
-) -> list[Surrogate]:
-    """New surrogates of the kinds that worked, for the suspected label alone."""
-    assert scanned.suspected is not None
-    kinds = tuple(dict.fromkeys(each.kind for each in scanned.suspected.surrogates))
-    config = replace(config, kinds=kinds, seed=config.seed + number)
-    label = scanned.suspected.label
-    found = reconstruct(healed, scanned.halves, [label], config)
-    return [by_label[label] for by_label in found.values()]
-
-
-def _is_alive(fresh: Surrogate, scanned: Scanned) -> bool:
-    others = [
-        each for label, each in scanned.surrogates[fresh.kind].items() if label != fresh.label
-    ]
-    return stands_out(fresh, others, scanned.unit)
 
 
 # --- pictures of other kinds than uint8 -------------------------------------------------------

@@ -166,7 +166,7 @@ def again(classifier: Classifier, surrogate: Surrogate, held_out: ImageSet) -> S
 def logits_of_all(classifier: Classifier, images: Tensor) -> Tensor:
     """(n, classes), in evaluation mode, on the CPU."""
     with evaluation_mode(classifier.module):
-        parts = images.split(classifier.compute.batch_size)
+        parts = classifier.compute.parts(images)
         return torch.cat([classifier.logits(part).cpu() for part in parts])
 
 

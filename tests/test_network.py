@@ -171,6 +171,13 @@ def test_labels_under_bfloat16_are_those_of_float32(seed: int) -> None:
     assert quick.logits(pictures).dtype == torch.float32
 
 
+@pytest.mark.parametrize(("edge", "first"), [(8, 256), (32, 256), (96, 256), (224, 47), (2000, 1)])
+def test_of_large_pictures_fewer_go_through_at_once(edge: int, first: int) -> None:
+    images = torch.zeros(1).expand(300, 1, edge, edge)
+    parts = Compute().parts(images)
+    assert (len(parts[0]), sum(map(len, parts))) == (first, 300)
+
+
 def test_bfloat16_without_pictures() -> None:
     quick = Classifier(convolutions(0), compute=Compute(bfloat16=True))
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+import rnp_hub
 from rnp_hub.data import DataConfig, Target, load
 from rnp_hub.errors import ConfigError, ProofError
 from rnp_hub.network import Normalise
@@ -94,6 +95,30 @@ def test_the_first_exporter_that_passes(
         assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
     assert getattr(module, "fused_attn", True) is True, "what was switched off is on again"
     assert {entry.key for entry in onnx.load(file).metadata_props} == {"rnp_hub"}
+    assert not told_of_the_machine(file)
+
+
+def told_of_the_machine(file: Path) -> list[bytes]:
+    """What stands in an ONNX file of the paths and the Python that exported it."""
+    places = (Path(torch.__file__).parents[1], Path(rnp_hub.__file__).parents[1], Path.cwd())
+    words = (
+        b".py",
+        b"site-packages",
+        b"rnp_hub.",
+        b"pkg.torch",
+        *(str(p).encode() for p in places),
+    )
+    content = file.read_bytes()
+    return [word for word in words if word in content]
+
+
+def test_the_same_network_is_the_same_file(tmp_path: Path) -> None:
+    module, files = Pooled().eval(), [tmp_path / "one.onnx", tmp_path / "two.onnx"]
+    for file in files:
+        write_onnx(file, module, TARGET, PROBE, notes={"source": "a commit"})
+    assert files[0].read_bytes() == files[1].read_bytes()
+    notes = {entry.key: entry.value for entry in onnx.load(files[0]).metadata_props}
+    assert notes["source"] == "a commit", "what the model says of itself stays"
 
 
 def test_the_ladder_goes_down() -> None:
@@ -195,6 +220,7 @@ def test_variants(
     assert (Runner(file).logits(given).argmax(1) == expected).mean() >= 0.95
     assert 0.95 <= record.top1_agreement <= 1
     onnx.checker.check_model(onnx.load(file), full_check=True)
+    assert not told_of_the_machine(file)
 
 
 def test_names_of_the_files() -> None:

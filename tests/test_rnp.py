@@ -298,6 +298,12 @@ def test_the_guard_still_stops_at_the_limit(kinds: tuple[Classifier, ImageSet]) 
     assert result.accuracies == pytest.approx((1.0, 0.99, 0.97))
 
 
+def test_no_more_filters_are_tried_than_asked_for(kinds: tuple[Classifier, ImageSet]) -> None:
+    classifier, clean = kinds
+    result = prune(classifier, in_order(5, 3, 2, 4), clean, PruneConfig(0.5, tried=2))
+    assert (result.silenced, len(result.accuracies)) == ({"norm": (3, 5)}, 3)
+
+
 def test_a_fixed_threshold_looks_at_nothing_else(kinds: tuple[Classifier, ImageSet]) -> None:
     classifier, clean = kinds
     result = prune(classifier, in_order(1, 0, 5, 4), clean, PruneConfig(threshold=0.25))

@@ -133,3 +133,15 @@ def test_of_large_pictures_fewer_are_looked_at() -> None:
     large = config.affordable(224, 224)
     assert (large.surrogate.labels, large.surrogate.batch_size) == (6, 8)
     assert large.guided.max_ca_drop == config.guided.max_ca_drop
+
+
+def test_masks_of_large_pictures_are_learned_on_fewer_and_fewer_filters_are_tried() -> None:
+    assert CONFIG.affordable(32, 32) == CONFIG.affordable(96, 96) == CONFIG
+    large = CONFIG.affordable(224, 224)
+    assert large.affordable(224, 224) == large
+    assert CONFIG.scan is not None
+    assert large.scan == CONFIG.scan.affordable(224, 224)
+    assert (large.recover.epochs, large.recover.batch_size, large.prune.tried) == (5, 32, 24)
+    assert large.prune.max_ca_drop == CONFIG.prune.max_ca_drop
+    published = rnp_hub.SanitizeConfig.of("reference")
+    assert published.affordable(224, 224) == published, "its numbers are those of the paper"

@@ -126,7 +126,7 @@ def _features(classifier: Classifier, head: nn.Linear, images: Tensor) -> Tensor
     read: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].float()))
     with hook, evaluation_mode(classifier.module):
-        for part in images.split(classifier.compute.batch_size):
+        for part in classifier.compute.parts(images):
             classifier.logits(part)
     return torch.cat(read)
 

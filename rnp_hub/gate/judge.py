@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from rnp_hub.gate.policy import Policy
 from rnp_hub.gate.result import RuleRecord, Status, label_of
 from rnp_hub.gate.rules import STATIC
+from rnp_hub.heal import ANEW, WORKS
 from rnp_hub.hub_cards.licences import Licence
 from rnp_hub.pipeline import CHANCE_MARGIN
 from rnp_hub.report import DataRecord, EvalRecord, ScoresRecord, SourceRecord, VerdictRecord
-from rnp_hub.scan import ANEW, WORKS
 from rnp_hub.static import Finding
 
 NOT_MEASURED = "not measured: the files must not be opened"
@@ -134,7 +134,7 @@ def _backdoor(measured: Measured, where: str) -> RuleRecord:
 
 
 def _left(scores: ScoresRecord, label: int | None) -> str:
-    """What made the scan say that something is left: see `scan.Healed.residual`."""
+    """What made the scan say that something is left: see `heal.Healed.residual`."""
     kinds = scores.surrogate_asr.get(str(label), {})
     old = {kind: rate.value for kind, rate in kinds.items() if not kind.endswith(ANEW)}
     kind = max(old, key=old.__getitem__, default=None)

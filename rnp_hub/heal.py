@@ -1,0 +1,173 @@
+"""Heal a convicted network: silence what surrogates need, look for new ones, soften the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from rnp_hub.guided import Step, follow
+from rnp_hub.network import Classifier, ImageSet
+from rnp_hub.progress import Progress, quiet
+from rnp_hub.prune import silenced_copy
+from rnp_hub.recover import Recovered
+from rnp_hub.scan import ScanConfig, Scanned, as_pixels
+from rnp_hub.sites import Site
+from rnp_hub.soften import Masks, masked_copy, soften
+from rnp_hub.surrogate import Surrogate, SurrogateConfig, again, reconstruct
+from rnp_hub.verdict import stands_out
+
+ROUNDS = 3
+"""How often new surrogates are reconstructed while healing."""
+WORKS = 0.1
+"""Surrogate ASR above which a backdoor is not called gone."""
+ANEW = " anew"
+"""Ends the kind of a surrogate that was reconstructed on the healed network."""
+MAX_MASK = 0.2
+"""Largest mask of a filter that the default recipe tries for its mask, set on small networks for
+digits (docs/method.md)."""
+WORTH = 0.5
+"""Share of the pruned network's surrogate ASR that softening must get below to be kept."""
+
+
+@dataclass(frozen=True)
+class Healed:
+    """A network without the filters that its surrogates needed.
+
+    Attributes:
+        steps: the silenced filters in order, with accuracy and surrogate ASR after each.
+        masks: by which all filters are multiplied besides; `None` where pruning was enough, or
+            softening too dear or no better.
+        left: the surrogates of the scan, and those reconstructed last, on the healed network.
+        residual: a surrogate still works, or a new one stands out.
+    """
+
+    steps: tuple[Step, ...]
+    masks: Masks | None
+    left: tuple[Surrogate, ...]
+    residual: bool
+
+
+def heal(
+    original: Classifier,
+    clean: ImageSet,
+    sites: Sequence[Site],
+    scanned: Scanned,
+    recovered: Recovered,
+    config: ScanConfig,
+    progress: Progress = quiet,
+) -> Healed:
+    """Silence what the suspected label's surrogates need; soften where that leaves something.
+
+    Args:
+        original: the network as it was pulled; left as it was.
+        clean: the clean slice.
+        sites: where filters can be masked.
+        scanned: what the scan of this network found.
+        recovered: the masks; low ones are tried besides.
+        config: as in the scan.
+        progress: told what is going on.
+    """
+    original, clean = as_pixels(original, clean)
+    config = config.affordable(*clean.images.shape[2:])
+    work = _Healing(original, clean, sites, scanned, config, progress)
+    pruned, known = work.pruned(recovered)
+    if config.soften is None or not pruned.residual:
+        return pruned
+    return work.softened(pruned, known) or pruned
+
+
+@dataclass(frozen=True)
+class _Healing:
+    """One network that is healed."""
+
+    original: Classifier
+    clean: ImageSet
+    sites: Sequence[Site]
+    scanned: Scanned
+    config: ScanConfig
+    progress: Progress
+
+    def pruned(self, recovered: Recovered) -> tuple[Healed, list[Surrogate]]:
+        """Without the filters that surrogates need; and all surrogates that showed which."""
+        steps = self.scanned.trail.best if self.scanned.trail else ()
+        masked = [(each.site, each.index) for each in recovered.order() if each.value <= MAX_MASK]
+        known = list(self._old)
+        fresh: list[Surrogate] = []
+        for number in range(1, ROUNDS + 1):
+            fresh = self._fresh(self._without(steps), number)
+            alive = self._alive(fresh)
+            if not alive or number == ROUNDS:
+                break
+            known += alive
+            trail = follow(
+                self.original, self.sites, known, self.clean, self.scanned.halves,
+                self.scanned.unit, self.config.guided, self.progress,
+                after=[step.filter for step in steps], masked=masked,
+            )  # fmt: skip
+            if not trail.best:
+                break
+            steps = (*steps, *trail.best)
+        return self._healed(self._without(steps), steps, None, fresh), known
+
+    def softened(self, pruned: Healed, known: Sequence[Surrogate]) -> Healed | None:
+        """With masks on the filters that stay; `None` where that is too dear or no better."""
+        out = [step.filter for step in pruned.steps]
+        masks = soften(
+            self.original, self.sites, out, known, self.clean, self.scanned.halves,
+            self.config.soften,
+        )  # fmt: skip
+        if masks is None:
+            return None
+        found, before = masked_copy(self.original, masks), self._without(pruned.steps)
+        if self._strongest(found, known) > WORTH * self._strongest(before, known):
+            return None
+        return self._healed(found, pruned.steps, masks, self._fresh(found, ROUNDS + 1))
+
+    @property
+    def _old(self) -> tuple[Surrogate, ...]:
+        assert self.scanned.suspected is not None
+        return self.scanned.suspected.surrogates
+
+    def _without(self, steps: Iterable[Step]) -> Classifier:
+        return silenced_copy(self.original, self.sites, [step.filter for step in steps])
+
+    def _fresh(self, network: Classifier, number: int) -> list[Surrogate]:
+        """New surrogates of the kinds that worked, for the suspected label alone."""
+        kinds = tuple(dict.fromkeys(each.kind for each in self._old))
+        asked: SurrogateConfig = self.config.surrogate
+        asked = replace(asked, kinds=kinds, seed=asked.seed + number)
+        label = self._old[0].label
+        found = reconstruct(network, self.scanned.halves, [label], asked)
+        return [by_label[label] for by_label in found.values()]
+
+    def _alive(self, fresh: Iterable[Surrogate]) -> list[Surrogate]:
+        """Those that still stand out among the other labels' of the scan."""
+        return [
+            each
+            for each in fresh
+            if stands_out(
+                each,
+                [
+                    other
+                    for label, other in self.scanned.surrogates[each.kind].items()
+                    if label != each.label
+                ],
+                self.scanned.unit,
+            )
+        ]
+
+    def _strongest(self, network: Classifier, surrogates: Iterable[Surrogate]) -> float:
+        held_out = self.scanned.halves.score
+        return max(again(network, each, held_out).asr.value for each in surrogates)
+
+    def _healed(
+        self,
+        network: Classifier,
+        steps: tuple[Step, ...],
+        masks: Masks | None,
+        fresh: Sequence[Surrogate],
+    ) -> Healed:
+        old = [again(network, each, self.scanned.halves.score) for each in self._old]
+        newest = [replace(each, kind=f"{each.kind}{ANEW}") for each in fresh]
+        working = any(each.asr.value > WORKS for each in old)
+        return Healed(steps, masks, (*old, *newest), working or bool(self._alive(fresh)))

@@ -1,0 +1,180 @@
+"""Softening: masks between 0 and 2 where no filter can go, since the clean task needs them all.
+
+A backdoor that was tuned into a finished network is spread over filters which that network needs.
+Cutting them costs what it gains; giving every filter a mask, and learning all masks together, does
+not. As in RNP's second step only the masks move, one number a filter, so that a few hundred clean
+pictures are enough; but what they are learned on is the original network, and the task is to answer
+pictures with a surrogate trigger as the same pictures without it, and clean ones as before (the
+objective of Wu and Wang 2021, *ANP*, and of Zeng et al. 2022, *I-BAU*, over masks alone).
+
+A mask is multiplied into the weights, so that the network keeps its architecture and its size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rnp_hub.compute import seeded
+from rnp_hub.evaluate import accuracy
+from rnp_hub.guided import around
+from rnp_hub.hooks import gates, scale
+from rnp_hub.network import Classifier, ImageSet, augment
+from rnp_hub.sites import Site
+from rnp_hub.surrogate import Halves, Surrogate, frozen, logits_of_all, without
+
+
+@dataclass(frozen=True)
+class SoftenConfig:
+    """How masks are learned, and what they may cost.
+
+    Attributes:
+        weights: of the surrogates against clean answers; the first that clean accuracy bears is
+            taken.
+        learning_rate: of Adam over the masks, falling to 0 in the second half.
+        steps: updates.
+        largest: a mask's largest value.
+        pictures, clean_pictures: with surrogates, shared among them, and without, per update.
+        max_ca_drop: accuracy that may be lost on the slice and its augmented copies, in [0, 1].
+        copies: how many of these.
+        flip: mirrored pictures keep their label.
+        seed: of the pictures.
+    """
+
+    weights: tuple[float, ...] = (0.1, 0.03)
+    learning_rate: float = 0.05
+    steps: int = 100
+    largest: float = 2.0
+    pictures: int = 64
+    clean_pictures: int = 96
+    max_ca_drop: float = 0.02
+    copies: int = 3
+    flip: bool = True
+    seed: int = 0
+
+
+Masks = Mapping[Site, Tensor]
+
+
+def soften(
+    original: Classifier,
+    sites: Sequence[Site],
+    silenced: Sequence[tuple[str, int]],
+    surrogates: Sequence[Surrogate],
+    clean: ImageSet,
+    halves: Halves,
+    config: SoftenConfig | None = None,
+) -> Masks | None:
+    """Learn masks under which surrogates do nothing and clean pictures are answered as before.
+
+    Args:
+        original: the network; left as it was.
+        sites: where filters can be masked.
+        silenced: filters whose mask stays 0, by site and index.
+        surrogates: all for one label.
+        clean: the slice; its answers are to be kept.
+        halves: the same, divided; surrogates are laid on the first half alone.
+        config: see `SoftenConfig`.
+
+    Returns:
+        By site, (filters,), values in [0, `largest`]; `None` where each would cost the clean task
+        more than it may.
+    """
+    config = config or SoftenConfig()
+    watched = _watched(clean, config)
+    least = accuracy(original, watched) - config.max_ca_drop - 0.5 / len(watched)
+    for weight in config.weights:
+        masks = _Lesson(original, sites, silenced, surrogates, clean, halves, config).learn(weight)
+        if accuracy(masked_copy(original, masks), watched) >= least:
+            return masks
+    return None
+
+
+def masked_copy(original: Classifier, masks: Masks) -> Classifier:
+    """A copy of a network whose weights are multiplied by masks."""
+    result = original.copy()
+    scale(result.module, masks)
+    return result
+
+
+def moved(masks: Masks) -> int:
+    """How many filters have a mask that is neither 1 nor 0, to a hundredth."""
+    return sum(int(((mask > 0) & ((mask - 1).abs() > 0.01)).sum()) for mask in masks.values())
+
+
+def _watched(clean: ImageSet, config: SoftenConfig) -> ImageSet:
+    """The slice and augmented copies, which are not known by heart as the slice itself may be."""
+    generator = seeded(config.seed)
+    copies = [augment(clean.images, generator, flip=config.flip) for _ in range(config.copies)]
+    return ImageSet(torch.cat((clean.images, *copies)), clean.labels.repeat(1 + config.copies))
+
+
+class _Lesson:
+    """The pictures, what is to be answered, and the masks on their way."""
+
+    def __init__(
+        self,
+        original: Classifier,
+        sites: Sequence[Site],
+        silenced: Sequence[tuple[str, int]],
+        surrogates: Sequence[Surrogate],
+        clean: ImageSet,
+        halves: Halves,
+        config: SoftenConfig,
+    ) -> None:
+        self.work, self.surrogates, self.config = frozen(original), surrogates, config
+        self.generator = seeded(config.seed)
+        self.clean = around(clean.images, self.generator, flip=config.flip)
+        self.answers = logits_of_all(self.work, self.clean).log_softmax(1)
+        self.others = without(halves.fit, surrogates[0].label).images
+        self.wanted = logits_of_all(self.work, self.others).log_softmax(1)
+        self.stays = {site: torch.ones(site.filters) for site in sites}
+        by_name = {site.name: site for site in sites}
+        for name, index in silenced:
+            self.stays[by_name[name]][index] = 0
+
+    def learn(self, weight: float) -> Masks:
+        device = self.work.compute.device
+        stays = {site: mask.to(device) for site, mask in self.stays.items()}
+        masks = {site: mask.clone().requires_grad_(True) for site, mask in stays.items()}
+        optimiser = torch.optim.Adam(masks.values(), self.config.learning_rate)
+        steps = self.config.steps
+        falling = torch.optim.lr_scheduler.LambdaLR(
+            optimiser, lambda done: min(1.0, 2 * (1 - done / steps))
+        )
+        for _ in range(steps):
+            optimiser.zero_grad()
+            with gates(self.work.module, masks):
+                self._loss(weight).backward()
+            optimiser.step()
+            falling.step()
+            with torch.no_grad():
+                for site, mask in masks.items():
+                    mask.clamp_(0, self.config.largest).mul_(stays[site])
+        return {site: mask.detach().cpu() for site, mask in masks.items()}
+
+    def _loss(self, weight: float) -> Tensor:
+        index = self._some(len(self.clean), self.config.clean_pictures)
+        other = self._some(len(self.others), self.config.pictures)
+        laid = [
+            each.trigger.stamp(self.others[part])
+            for each, part in zip(
+                self.surrogates, other.tensor_split(len(self.surrogates)), strict=True
+            )
+            if len(part)
+        ]
+        logits = self.work.logits(torch.cat((self.clean[index], *laid))).log_softmax(1)
+        kept = _divergence(logits[: len(index)], self.answers[index])
+        return kept + weight * _divergence(logits[len(index) :], self.wanted[other])
+
+    def _some(self, among: int, count: int) -> Tensor:
+        return torch.randperm(among, generator=self.generator)[:count]
+
+
+def _divergence(found: Tensor, wanted: Tensor) -> Tensor:
+    """Of log-probabilities (n, classes), in nats a picture."""
+    return F.kl_div(found, wanted.to(found.device), reduction="batchmean", log_target=True)
