@@ -129,7 +129,7 @@ def fuzz(
         assert grown < MOST, (number, grown, raw[:500])
         slowest, largest = max(slowest, spent), max(largest, grown)
     print(
-        f"\n{times:,} files, {refused:,} refused, in {time.process_time() - start:.0f} s of the CPU; "
+        f"\n{times:,} files, {refused:,} refused, {time.process_time() - start:.0f} s of the CPU; "
         f"at most {slowest:.2f} s and {largest / 2**20:.1f} MiB for one"
     )
     return refused
