@@ -120,8 +120,8 @@ def test_a_backdoor_is_named_with_its_label_and_its_surrogate() -> None:
 @pytest.mark.parametrize(
     ("residual", "came_out", "words"),
     [
-        (False, "pass", "one for label 1 (cat), which was cut"),
-        (None, "fail", "one for label 1 (cat), cut, but not proved gone"),
+        (False, "pass", "one for label 1 (cat), nothing of it found after sanitizing"),
+        (None, "fail", "one for label 1 (cat), sanitized, not proved gone"),
     ],
 )
 def test_what_is_left_after_sanitizing_decides(
@@ -149,7 +149,7 @@ def test_what_is_left_is_said_with_its_number(old: int, words: str) -> None:
     found = replace(found, now=replace(found.now, surrogate_asr={"1": kinds}))
     (record,) = records("", case(found), "RNP001")
     assert record.status == "fail"
-    assert record.measured == f"one for label 1 (cat), not gone after cutting: {words}"
+    assert record.measured == f"one for label 1 (cat), not gone after sanitizing: {words}"
 
 
 @pytest.mark.parametrize(("policy", "came_out"), [("", "fail"), ("allow_undecided = true", "pass")])
