@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoSibling
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
+from rnp_hub import publisher
 from rnp_hub.errors import PushError
 from rnp_hub.remote import LOG_IN, Remote
 
@@ -239,7 +239,8 @@ def check_rights(remote: Remote, repo_id: str, *, propose: bool) -> None:
     Raises:
         PushError: there is no token, the Hub does not know it, or it may not write there.
     """
-    if os.environ.get("HF_OIDC_RESOURCE"):  # a trusted publisher's token stands for no user
+    if (asked := publisher.resource()) is not None:  # such a token stands for no user
+        _check_resource(asked, repo_id)
         return
     who = remote.ask(remote.api.whoami)
     token = who.get("auth", {}).get("accessToken", {})
@@ -252,6 +253,15 @@ def check_rights(remote: Remote, repo_id: str, *, propose: bool) -> None:
             f"{who['name']} may not write to {repo_id}: {owner!r} is neither their name nor an "
             f"organisation of theirs ({', '.join(owners)}); check the name, or give --create-pr to "
             "propose the change"
+        )
+
+
+def _check_resource(asked: str, repo_id: str) -> None:
+    """A trusted publisher's token is for one repository, whose owners settled the rest."""
+    if asked.lower() != repo_id.lower():
+        raise PushError(
+            f"HF_OIDC_RESOURCE asks for a token that may write to {asked} alone, not to {repo_id}; "
+            f"set it to {repo_id}"
         )
 
 

@@ -15,6 +15,10 @@
 Each message is one sentence: what is wrong, where, and what to do about it.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+
 
 class RnpHubError(Exception):
     """Root of the tree: the message is meant for the person at the terminal."""
@@ -65,12 +69,28 @@ def reason(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what caused it, outermost first."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
 def transport_errors(*others: type[BaseException]) -> tuple[type[BaseException], ...]:
-    """What goes wrong on the way to a file: `OSError`, and the root of the HTTP library.
+    """What goes wrong on the way to a file: the root of the HTTP library, `OSError`, and a job that
+    cannot say who it is (see `publisher`).
 
     That library differs between releases of huggingface_hub, and its errors come through as they
     are; the Hub's own error is always built on both.
     """
     from huggingface_hub.errors import HfHubHTTPError
 
-    return (*HfHubHTTPError.__bases__, *others)
+    return (*HfHubHTTPError.__bases__, *identity_errors(), *others)
+
+
+def identity_errors() -> tuple[type[BaseException], ...]:
+    """What the Hub's client raises where a job cannot say who it is; before 1.19 it never asks."""
+    from huggingface_hub import errors
+
+    found = getattr(errors, "OIDCError", None)
+    return () if found is None else (found,)

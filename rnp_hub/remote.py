@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from huggingface_hub import HfApi, errors, get_session
+from huggingface_hub import HfApi, get_session
 from huggingface_hub.errors import (
     HFValidationError,
     LocalTokenNotFoundError,
@@ -24,7 +24,8 @@ from huggingface_hub.utils.tqdm import (
     enable_progress_bars,
 )
 
-from rnp_hub.errors import PushError, reason, transport_errors
+from rnp_hub import publisher
+from rnp_hub.errors import PushError, causes, reason, transport_errors
 
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Answers that may be another one a moment later."""
@@ -33,9 +34,6 @@ LONGEST_PAUSE = 120.0
 """Seconds; who asks for a longer one (`Retry-After`) is told to the person instead."""
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token with the write role"
-
-# Of a trusted publisher's token; older releases of the client know none.
-_OIDC_ERROR: type[Exception] = getattr(errors, "OIDCError", OSError)
 
 T = TypeVar("T")
 
@@ -135,19 +133,15 @@ def quiet_client() -> Iterator[None]:
 def _failures() -> tuple[type[BaseException], ...]:
     """What the client raises on purpose: uploads wrap theirs in `RuntimeError`, and a card whose
     metadata the Hub does not take is a `ValueError`."""
-    return transport_errors(RuntimeError, ValueError, _OIDC_ERROR)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what caused it: an upload's status stands on the cause."""
-    while error is not None:
-        yield error
-        error = error.__cause__
+    return transport_errors(RuntimeError, ValueError)
 
 
 def status_of(error: BaseException) -> int | None:
-    """The Hub's answer behind an error; `None` where there was none."""
-    for link in _chain(error):
+    """The Hub's answer behind an error; `None` where there was none.
+
+    An upload's status stands on the cause.
+    """
+    for link in causes(error):
         response = getattr(link, "response", None)
         if response is not None:
             return int(response.status_code)
@@ -156,7 +150,7 @@ def status_of(error: BaseException) -> int | None:
 
 def retry_after(error: BaseException) -> float | None:
     """Seconds that the Hub asks to be left alone."""
-    for link in _chain(error):
+    for link in causes(error):
         response = getattr(link, "response", None)
         value = "" if response is None else response.headers.get("Retry-After", "")
         if value.strip().isdigit():
@@ -176,16 +170,16 @@ def _is_cut(error: BaseException) -> bool:
     """No answer, or half of one."""
     http_error = transport_errors()[0]
     kinds = (ConnectionError, TimeoutError, http_error)
-    return any(isinstance(link, kinds) for link in _chain(error))
+    return any(isinstance(link, kinds) for link in causes(error))
 
 
 def _is_offline(error: BaseException) -> bool:
-    return any(isinstance(link, OfflineModeIsEnabled) for link in _chain(error))
+    return any(isinstance(link, OfflineModeIsEnabled) for link in causes(error))
 
 
 def _is_xet(error: BaseException) -> bool:
     """A server without Xet storage: the 404 comes out of a library of its own, with no answer."""
-    return any("/xet-" in str(link) and "404" in str(link) for link in _chain(error))
+    return any("/xet-" in str(link) and "404" in str(link) for link in causes(error))
 
 
 def explain(error: BaseException) -> str:
@@ -198,13 +192,10 @@ def explain(error: BaseException) -> str:
             "this Hub has no Xet storage, which huggingface_hub uploads to unless told otherwise; "
             "set HF_HUB_DISABLE_XET=1 and push again"
         )
-    if any(isinstance(link, LocalTokenNotFoundError) for link in _chain(error)):
+    if any(isinstance(link, LocalTokenNotFoundError) for link in causes(error)):
         return f"there is no Hub token; {LOG_IN}"
-    if _OIDC_ERROR is not OSError and isinstance(error, _OIDC_ERROR):
-        return (
-            f"the Hub gives no token to this publisher ({reason(error)}); check HF_OIDC_RESOURCE "
-            "and the trusted publishers in the repository's settings"
-        )
+    if (refused := publisher.refusal(error)) is not None:
+        return refused
     if isinstance(error, HFValidationError):
         return f"this is no repository id ({reason(error)}); give it as you/name"
     if status is not None:
@@ -242,7 +233,7 @@ def _explain_status(status: int, error: BaseException) -> str:
 
 def _shown(error: BaseException) -> str:
     """The innermost cause: the outer ones say only what was being done."""
-    innermost = list(_chain(error))[-1]
+    innermost = list(causes(error))[-1]
     return reason(error if status_of(error) else innermost)
 
 

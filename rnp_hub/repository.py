@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from rnp_hub import publisher
 from rnp_hub.errors import ModelError, reason, transport_errors
 
 if TYPE_CHECKING:
@@ -312,6 +313,8 @@ def _described(repo_id: str, revision: str | None) -> ModelInfo:
 def _unreachable(repo_id: str, error: BaseException) -> str:
     from huggingface_hub import constants
 
+    if (refused := publisher.refusal(error)) is not None:
+        return refused
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 401:
         return (

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from rnp_hub import publisher
 from rnp_hub.errors import DataError, reason, transport_errors
 
 Labels = NDArray[Any]
@@ -211,7 +212,8 @@ def _hub(known: Known, revision: str | None, columns: Columns) -> Source:
         raise DataError(f"{known.id!r} is neither a path nor a Hub id (owner/name)") from error
     except transport_errors() as error:
         raise DataError(
-            f"the data set {known.id!r} cannot be reached ({reason(error)}); check the revision "
+            publisher.refusal(error)
+            or f"the data set {known.id!r} cannot be reached ({reason(error)}); check the revision "
             "and the network, or give --data a local folder"
         ) from error
     arguments = {"name": known.config} if known.config and not known.revision else {}

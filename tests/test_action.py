@@ -10,8 +10,8 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Action:
 
     def __init__(self, hub: Hub, bin: Path, place: Path) -> None:
         self.hub, self.bin, self.place = hub, bin, place
-        self.runs = 0
+        self.runs, self.patience = 0, 240.0
 
     def __call__(
         self, inputs: Mapping[str, str], files: Mapping[str, str] | None = None, **more: str
@@ -50,7 +50,9 @@ class Action:
             (self.work / "workspace" / name).write_text(text)
         environment = self.hub.env(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
         environment["PATH"] = f"{self.bin}:{environment['PATH']}"
-        return runner.run(ROOT, inputs, work=self.work, environment=environment | more)
+        return runner.run(
+            ROOT, inputs, work=self.work, environment=environment | more, timeout=self.patience
+        )
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +66,8 @@ def action(hub: Hub, bin: Path, tmp_path: Path) -> Action:
     return Action(hub, bin, tmp_path)
 
 
-def upload(hub: Hub, repo_id: str, folder: Path) -> str:
-    hub.create_repo(repo_id)
+def upload(hub: Hub, repo_id: str, folder: Path, *, private: bool = False) -> str:
+    hub.create_repo(repo_id, private=private)
     names = ("config.json", "model.safetensors", "pytorch_model.bin")
     return hub.add_files(repo_id, {n: folder / n for n in names if (folder / n).is_file()})
 
@@ -81,6 +83,7 @@ class Ran:
 
     done: runner.Finished
     work: Path
+    exchanges: Sequence[dict[str, Any]] = ()
 
     @property
     def report(self) -> dict[str, Any]:
@@ -109,8 +112,11 @@ def once(hub: Hub, bin: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
 
 @pytest.fixture(scope="module")
 def clean(hub: Hub, once: Callable[..., Ran], careful_model: Path) -> Ran:
-    sha = upload(hub, "org/clean-digits", careful_model)
-    return once({"model": "org/clean-digits", "revision": sha, "cache": "true"})
+    """A private one, for which it has a stored token."""
+    sha = upload(hub, "me/clean-digits", careful_model, private=True)
+    return once(
+        {"model": "me/clean-digits", "revision": sha, "cache": "true", "hf-token": hub.token}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -124,26 +130,28 @@ def backdoored(hub: Hub, once: Callable[..., Ran]) -> Ran:
     )
 
 
+WORKFLOW = {"repository": "me/repo", "workflow_ref": "me/repo/.github/workflows/publish.yml"}
+
+
 @pytest.fixture(scope="module")
 def sanitized(hub: Hub, once: Callable[..., Ran]) -> Ran:
+    """Without a stored token: the repository trusts the workflow as a publisher."""
     upload(hub, "org/to-sanitize", DEMO)
-    return once(
-        {
-            "model": "org/to-sanitize",
-            "sanitize": "true",
-            "push-to": "me/sanitized-digits",
-            "hf-token": hub.token,
-        }
-    )
+    hub.create_repo("me/sanitized-digits")
+    hub.trust("me/sanitized-digits", **WORKFLOW)
+    inputs = {"model": "org/to-sanitize", "sanitize": "true", "push-to": "me/sanitized-digits"}
+    with hub.recording() as exchanges:
+        ran = once(inputs, **hub.job(**WORKFLOW, environment="release"))
+    return replace(ran, exchanges=exchanges)
 
 
 def test_a_clean_model_passes(hub: Hub, clean: Ran) -> None:
-    done, sha = clean.done, hub.head("org/clean-digits")
+    done, sha = clean.done, hub.head("me/clean-digits")
     assert done.code == 0, done.output
     assert done.outputs["verdict"] == "pass"
     assert clean.results == []
     assert done.commands == []
-    assert done.summary.startswith(f"## ✅ `org/clean-digits@{sha}` passes the gate\n")
+    assert done.summary.startswith(f"## ✅ `me/clean-digits@{sha}` passes the gate\n")
     assert clean.report["source"]["sha"] == sha
     subjects = Path(done.outputs["subjects"]).read_text()
     assert subjects.count("\n") == len(clean.report["files"]) >= 3
@@ -197,7 +205,56 @@ def test_sanitized_it_passes_and_is_pushed(hub: Hub, sanitized: Ran) -> None:
     assert stated == {name: sha for name, sha in there.items() if name != "gate.intoto.json"}
     assert f"Pushed to `me/sanitized-digits` at `{revision}`." in done.summary
     assert "| | before | after | n |" in done.summary
-    assert hub.token not in done.output + done.summary
+
+
+SECRETS = r"ghs_[0-9a-f]{32}|hf_jwt_[0-9a-f]{32}|eyJ[\w-]+\.[\w-]+\.[\w-]+"
+"""The request token of the runner, the Hub's token, and the identity token between them."""
+
+
+def test_it_is_pushed_as_a_trusted_publisher(hub: Hub, sanitized: Ran) -> None:
+    asked = [each for each in sanitized.exchanges if each["path"].startswith("/_github/idtoken")]
+    assert [(each["status"], hub.endpoint in each["path"]) for each in asked] == [(200, True)]
+    given = [each for each in sanitized.exchanges if each["path"] == "/oauth/token"]
+    assert [(each["method"], each["status"]) for each in given] == [("POST", 200)]
+    users = {each["user"] for each in sanitized.exchanges if "/commit/" in each["path"]}
+    assert users == {"publisher of me/sanitized-digits"}
+
+
+def test_none_of_the_three_tokens_is_printed_or_kept(hub: Hub, sanitized: Ran) -> None:
+    done = sanitized.done
+    shown = [done.output, done.summary, *done.outputs.values()]
+    kept = [file.read_text(errors="ignore") for file in sanitized.work.rglob("*") if file.is_file()]
+    assert len(kept) > 20
+    assert not [found for text in shown + kept for found in re.findall(SECRETS, text)]
+    told = json.loads(hub.read("me/sanitized-digits", "rnp_report.json"))
+    assert "token" not in json.dumps(told)
+
+
+@pytest.mark.parametrize(
+    ("trusted", "permitted", "sentence"),
+    [
+        (
+            {"repository": "me/another"},
+            True,
+            r"no token for me/distrusts-\w+ \(it answers 400\)",
+        ),
+        ({}, False, r"there is no Hub token; log in with"),
+    ],
+)
+def test_who_is_no_publisher_does_not_wait_for_a_scan_to_hear_so(
+    trusted: dict[str, str], permitted: bool, sentence: str, hub: Hub, action: Action
+) -> None:
+    upload(hub, f"org/waits-{permitted}", DEMO)
+    hub.create_repo(f"me/distrusts-{permitted}")
+    hub.trust(f"me/distrusts-{permitted}", **trusted)
+    inputs = {"model": f"org/waits-{permitted}", "sanitize": "true"}
+    job = hub.job(**WORKFLOW) if permitted else {}
+    with hub.recording() as exchanges:
+        done = action(FEW | inputs | {"push-to": f"me/distrusts-{permitted}"}, **job)
+    assert (done.code, done.outputs["verdict"]) == (2, "error"), done.output
+    assert re.search(sentence, done.output), done.output
+    assert "Traceback" not in done.output
+    assert not [each for each in exchanges if "org/waits" in each["path"]]
 
 
 def test_of_the_backdoor_nothing_is_left(sanitized: Ran) -> None:
@@ -372,6 +429,13 @@ def test_it_installs_itself_where_it_is_not_there(hub: Hub, tmp_path: Path) -> N
 # --- networks that somebody else trained ----------------------------------------------------------
 
 
+@pytest.fixture
+def patient(action: Action) -> Action:
+    """Minutes of work, and other things to do for the machine."""
+    action.patience = 1700
+    return action
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
@@ -379,13 +443,13 @@ def test_it_installs_itself_where_it_is_not_there(hub: Hub, tmp_path: Path) -> N
     [("clean-r18", 0, set()), ("badnets-r18", 1, {"RNP001"}), ("blend-r18", 1, {"RNP001"})],
 )
 def test_networks_of_the_zoo(
-    name: str, code: int, rules: set[str], hub: Hub, action: Action
+    name: str, code: int, rules: set[str], hub: Hub, patient: Action
 ) -> None:
     upload(hub, f"zoo/{name}", shared(f"zoo/{name}"))
     data = str(shared("datasets/uoft-cs/cifar10"))
-    done = action({"model": f"zoo/{name}", "data": data, "n": "500", "cache": "false"})
+    done = patient({"model": f"zoo/{name}", "data": data, "n": "500", "cache": "false"})
     assert done.code == code, done.output
-    assert {each["ruleId"] for each in Ran(done, action.work).results} == rules
+    assert {each["ruleId"] for each in Ran(done, patient.work).results} == rules
     truth = json.loads((shared(f"zoo/{name}") / "truth.json").read_text())
     if code:
         assert re.search(rf"one for label {truth['target']}\D", done.summary)
@@ -394,9 +458,9 @@ def test_networks_of_the_zoo(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_network_of_the_zoo_is_sanitized_and_pushed(hub: Hub, action: Action) -> None:
+def test_a_network_of_the_zoo_is_sanitized_and_pushed(hub: Hub, patient: Action) -> None:
     upload(hub, "zoo/badnets-to-heal", shared("zoo/badnets-r18"))
-    done = action(
+    done = patient(
         {
             "model": "zoo/badnets-to-heal",
             "data": str(shared("datasets/uoft-cs/cifar10")),

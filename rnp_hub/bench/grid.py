@@ -65,7 +65,9 @@ def _small() -> Iterator[Victim]:
     yield replace(_SECOND, tuned=False)
     yield replace(_SECOND, attack="badnets", target=5, rate=0.01)
     yield replace(_SECOND, attack="wanet", target=0)
+    yield from _with(_SECOND, ["badnets", "blend", "sig", "trojan", "filter"])
     yield from _with(_SECOND, ["blend", "trojan", "dynamic", "filter", "lira"], 0.01)
+    yield from _with(replace(_SHORT, tuned=True), ["badnets", "blend", "sig", "trojan", "filter"])
 
 
 def _controls() -> Iterator[Victim]:

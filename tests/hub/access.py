@@ -12,15 +12,21 @@ from tests.hub.storage import Repository
 
 @dataclass(frozen=True)
 class Account:
-    """A user behind a token, and what the token is good for."""
+    """A user behind a token, and what the token is good for.
+
+    A trusted publisher is no user: its token is for one repository (`only`) and that alone.
+    """
 
     name: str
     role: Literal["read", "write"] = "write"
     orgs: tuple[str, ...] = ()
+    only: str | None = None
 
-    def owns(self, namespace: str) -> bool:
-        """Say whether the namespace is the user's own or one of an organisation of theirs."""
-        return namespace == self.name or namespace in self.orgs
+    def owns(self, repo_id: str) -> bool:
+        """Say whether the repository is the user's own or of an organisation of theirs."""
+        if self.only is not None:
+            return repo_id == self.only
+        return repo_id.partition("/")[0] in (self.name, *self.orgs)
 
     def whoami(self) -> dict[str, Any]:
         """Return what the Hub tells users about themselves."""
@@ -70,10 +76,11 @@ def writer(caller: Account | None) -> Account:
     return caller
 
 
-def owner(caller: Account | None, namespace: str) -> Account:
-    """Return the caller when they may change repositories of this namespace."""
+def owner(caller: Account | None, repo_id: str) -> Account:
+    """Return the caller when they may change this repository."""
     account = writer(caller)
-    if not account.owns(namespace):
+    if not account.owns(repo_id):
+        namespace = repo_id.partition("/")[0]
         raise errors.forbidden(
             f"You don't have the rights to change repositories under the namespace {namespace!r}"
         )
@@ -82,14 +89,14 @@ def owner(caller: Account | None, namespace: str) -> Account:
 
 def check_visible(caller: Account | None, repo: Repository) -> None:
     """Raise the 404 of a missing repository when the caller may not know that this one exists."""
-    if repo.settings.private and not (caller and caller.owns(repo.namespace)):
+    if repo.settings.private and not (caller and caller.owns(repo.repo_id)):
         raise errors.repo_not_found(repo.repo_id)
 
 
 def check_downloadable(caller: Account | None, repo: Repository) -> None:
     """Raise the refusal of a gated repository when the caller was not let in."""
     settings = repo.settings
-    if not settings.gated or (caller and caller.owns(repo.namespace)):
+    if not settings.gated or (caller and caller.owns(repo.repo_id)):
         return
     if caller is None or caller.name not in settings.granted:
         raise errors.gated_repo(repo.repo_id, caller.name if caller else None)

@@ -6,6 +6,7 @@ import base64
 import inspect
 import json
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -98,6 +99,20 @@ class Hub:
         token = f"hf_{name}_{role}"
         self._post("tokens", token=token, name=name, role=role, orgs=list(orgs))
         return token
+
+    def job(self, **claims: str) -> dict[str, str]:
+        """Return what GitHub's runner gives a job with `id-token: write` that can claim this."""
+        token = f"ghs_{secrets.token_hex(16)}"
+        self._post("jobs", token=token, claims=claims)
+        address = f"{self.endpoint}/_github/idtoken?api-version=2.0"
+        return {
+            "ACTIONS_ID_TOKEN_REQUEST_URL": address,
+            "ACTIONS_ID_TOKEN_REQUEST_TOKEN": token,
+        }
+
+    def trust(self, repo_id: str, **claims: str) -> None:
+        """Have a repository trust jobs with these claims as publishers."""
+        self._post("publishers", repo_id=repo_id, claims=claims)
 
     def env(self, token: str | None = None, **more: str) -> dict[str, str]:
         """Return an environment for a client process: this Hub, this token, an empty cache."""

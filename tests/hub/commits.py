@@ -66,7 +66,7 @@ def _committer(request: Request, repo: Repository) -> Account:
     """Return the caller when they may commit; to a pull request, everybody who can write may."""
     if request.flag("create_pr") or request.args["rev"].startswith("refs/pr/"):
         return access.writer(request.caller)
-    return access.owner(request.caller, repo.namespace)
+    return access.owner(request.caller, repo.repo_id)
 
 
 def _committed(

@@ -23,6 +23,8 @@ def whoami(_site: Site, request: Request) -> Reply:
     """Tell the caller who their token says they are."""
     if request.caller is None:
         raise errors.login_needed()
+    if request.caller.only is not None:
+        raise errors.forbidden("This token stands for no user")
     return json_reply(request.caller.whoami())
 
 
@@ -47,7 +49,7 @@ def create_repo(site: Site, request: Request) -> Reply:
     asked = request.json()
     account = access.writer(request.caller)
     repo_type, repo_id = _named_repo(asked, account.name)
-    access.owner(account, repo_id.split("/")[0])
+    access.owner(account, repo_id)
     settings = Settings(private=asked.get("visibility") == "private")
     prefix = "" if repo_type == "model" else f"{repo_type}s/"
     answer = {"url": site.url(prefix + repo_id), "name": repo_id, "id": repo_id}
@@ -64,7 +66,7 @@ def delete_repo(site: Site, request: Request) -> Reply:
     account = access.writer(request.caller)
     repo = site.store.find(*_named_repo(request.json(), account.name))
     access.check_visible(account, repo)
-    access.owner(account, repo.namespace)
+    access.owner(account, repo.repo_id)
     site.store.delete(repo)
     return json_reply("OK")
 
@@ -88,7 +90,7 @@ def auth_check(site: Site, request: Request) -> Reply:
     repo = site.repo(request)
     access.check_downloadable(request.caller, repo)
     if "write" in request.args:
-        access.owner(request.caller, repo.namespace)
+        access.owner(request.caller, repo.repo_id)
     return json_reply({})
 
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from tests.hub import commits, control, errors, files, repos
+from tests.hub import commits, control, errors, files, publishers, repos
 from tests.hub.journal import Exchange
 from tests.hub.messages import Body, Reply, Request, error_reply
 from tests.hub.site import Router, Site
@@ -26,7 +26,7 @@ from tests.hub.site import Router, Site
 HOST = "127.0.0.1"
 
 router = Router()
-for module in (control, commits, files, repos):
+for module in (control, commits, files, publishers, repos):
     router.include(module.router)
 
 
@@ -34,8 +34,9 @@ def answer(site: Site, request: Request) -> Reply:
     """Carry out one request; whatever goes wrong becomes the Hub's answer."""
     try:
         route = router.find(request)
-        if not request.raw_path.startswith(("/_control/", "/_lfs/")):
-            # Upload addresses carry their own secret, as those of a storage service do.
+        if not request.raw_path.startswith(("/_control/", "/_github/", "/_lfs/")):
+            # Upload addresses carry their own secret, as those of a storage service do; and
+            # GitHub has tokens of its own.
             request.caller = site.accounts.caller(request.headers)
         return route(site, request)
     except errors.HubError as error:

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 from tests.hub import access, errors
 from tests.hub.access import Accounts
 from tests.hub.faults import Faults
+from tests.hub.identity import Publishers
 from tests.hub.journal import Journal
 from tests.hub.messages import Reply, Request
 from tests.hub.storage import Repository, RepoType, Store
@@ -42,6 +43,7 @@ class Site:
     root: Path
     store: Store = field(init=False)
     accounts: Accounts = field(default_factory=Accounts)
+    publishers: Publishers = field(default_factory=Publishers)
     faults: Faults = field(default_factory=Faults)
     journal: Journal = field(default_factory=Journal)
     uploads: dict[str, Upload] = field(default_factory=dict)
@@ -62,7 +64,7 @@ class Site:
     def owned_repo(self, request: Request) -> Repository:
         """Return the repository that the address names, if the caller may change it."""
         repo = self.repo(request)
-        access.owner(request.caller, repo.namespace)
+        access.owner(request.caller, repo.repo_id)
         return repo
 
     def url(self, path: str) -> str:

@@ -28,7 +28,7 @@ fi
 words+=(--bom="$sealed/bom.cdx.json" --attest="$sealed/gate.intoto.json")
 if [[ -n $INPUT_PUSH_TO ]]; then
   words+=(--push-to="$INPUT_PUSH_TO")
-  if [[ -z $INPUT_HF_TOKEN && -n ${ACTIONS_ID_TOKEN_REQUEST_URL:-} ]]; then
+  if [[ -z $INPUT_HF_TOKEN && -z ${HF_TOKEN:-} && -n ${ACTIONS_ID_TOKEN_REQUEST_URL:-} ]]; then
     export HF_OIDC_RESOURCE=$INPUT_PUSH_TO # the client asks for a token of its own
   fi
 fi
