@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -40,6 +40,9 @@ from rnp_hub.cli.options import (
     make_job,
     make_push_job,
 )
+
+if TYPE_CHECKING:
+    from rnp_hub.report import VerdictRecord
 
 app = typer.Typer(
     cls=OneSentenceGroup,
@@ -162,7 +165,7 @@ def sanitize(
     with terminal.progress_bars() as progress:
         report, pushed = sanitize_model(asked, progress, terminal.say)
     terminal.print_report(report, str(asked.folder), pushed, as_json=json)
-    if strict and (report.verdict.residual or report.verdict.backdoored is None):
+    if strict and _is_unsettled(report.verdict):
         raise typer.Exit(NO)
 
 
@@ -202,8 +205,13 @@ def scan(
     with terminal.progress_bars() as progress:
         report = scan_model(job, progress, terminal.say, flip=flip)
     terminal.print_scan(report, as_json=json)
-    if report.verdict.backdoored or (strict and report.verdict.backdoored is None):
+    if report.verdict.backdoored or (strict and _is_unsettled(report.verdict)):
         raise typer.Exit(NO)
+
+
+def _is_unsettled(verdict: VerdictRecord) -> bool:
+    """Something of a backdoor is left, or there is no verdict."""
+    return bool(verdict.residual) or verdict.backdoored is None
 
 
 @app.command()

@@ -20,6 +20,8 @@ ROUNDS = 3
 """How often new surrogates are reconstructed while healing."""
 WORKS = 0.1
 """Surrogate ASR above which a backdoor is not called gone."""
+ANEW = " anew"
+"""Ends the kind of a surrogate that was reconstructed on the healed network."""
 MAX_MASK = 0.2
 """Largest mask of a filter that the default recipe tries for its mask, set on small networks for
 digits (docs/method.md)."""
@@ -166,6 +168,6 @@ class _Healing:
         fresh: Sequence[Surrogate],
     ) -> Healed:
         old = [again(network, each, self.scanned.halves.score) for each in self._old]
-        newest = [replace(each, kind=f"{each.kind} anew") for each in fresh]
+        newest = [replace(each, kind=f"{each.kind}{ANEW}") for each in fresh]
         working = any(each.asr.value > WORKS for each in old)
         return Healed(steps, masks, (*old, *newest), working or bool(self._alive(fresh)))

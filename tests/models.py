@@ -136,8 +136,9 @@ def invoke(*words: str | Path) -> Result:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished `sanitize --json`."""
+    """A finished `sanitize`."""
 
+    code: int
     folder: Path
     stdout: str
     stderr: str
@@ -156,16 +157,16 @@ def plain_run(plain_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ru
         "sanitize", plain_model, *SANITIZE, *ATTACK, "--latency", "--json", cwd=work
     )
     assert done.returncode == 0, done.stderr
-    return Run(work / "plain-rnp", done.stdout, done.stderr)
+    return Run(done.returncode, work / "plain-rnp", done.stdout, done.stderr)
 
 
 @pytest.fixture(scope="session")
 def cifar_run(cifar_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The network with the CIFAR stem, no trigger known."""
+    """The network with the CIFAR stem, no trigger known, and no verdict, which is minded here."""
     folder = tmp_path_factory.mktemp("cifar") / "out"
-    done = invoke("sanitize", cifar_model, *SANITIZE, "--out", folder)
-    assert done.exit_code == 0, done.stderr
-    return Run(folder, done.stdout, done.stderr)
+    done = invoke("sanitize", cifar_model, *SANITIZE, "--strict", "--out", folder)
+    assert done.exit_code == 1, done.stderr
+    return Run(done.exit_code, folder, done.stdout, done.stderr)
 
 
 def listing(folder: Path) -> Sequence[tuple[str, int]]:

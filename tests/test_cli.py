@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import rnp_hub
 from tests.models import (
@@ -118,6 +120,28 @@ def test_table_says_what_changed_and_where_it_lies(cifar_run: Run) -> None:
     assert f"{report['prune']['silenced']} of {report['prune']['filters']} filters" in shown
     assert f"Written to {cifar_run.folder}/" in shown
     assert f"Next:  rnp-hub predict {cifar_run.folder}/onnx/model.onnx PICTURE…" in shown
+
+
+def test_undecided_is_no_to_who_is_strict(plain_run: Run, cifar_run: Run) -> None:
+    """The folder is written all the same. The first run was not told `--strict`."""
+    for run in (plain_run, cifar_run):
+        assert run.report["verdict"]["backdoored"] is None
+        assert (run.folder / "README.md").is_file()
+    assert (plain_run.code, cifar_run.code) == (0, 1)
+
+
+@pytest.mark.slow
+def test_an_undecided_scan_is_no_to_who_is_strict(tmp_path: Path) -> None:
+    """The demo, blind for three labels: a network that is often wrong is not convicted."""
+    folder = Path(shutil.copytree(ROOT / "rnp_hub" / "demo", tmp_path / "model"))
+    weights = load_file(folder / "model.safetensors")
+    weights["fc.bias"][7:] -= 100
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    words = ("scan", folder, "--data", "digits", "--n", "60", "--eval-n", "50", "--json")
+    for strict, code in (((), 0), (("--strict",), 1)):
+        done = invoke(*words, *strict)
+        assert json.loads(done.stdout)["verdict"]["backdoored"] is None
+        assert done.exit_code == code
 
 
 def test_a_stem_the_config_does_not_name_is_said_aloud(cifar_run: Run) -> None:

@@ -183,6 +183,12 @@ def test_the_summary_of_a_sanitized_model() -> None:
     assert "  after                      " + "·" * 30 + "   0.9 %" in shown
 
 
+def test_the_summary_of_a_softened_model() -> None:
+    assert SANITIZED.sanitized is not None
+    softened = replace(SANITIZED, sanitized=replace(SANITIZED.sanitized, softened=12))
+    assert "29 of 784 filters were cut, 12 softened; it lies in" in summary(softened)
+
+
 def test_hostile_names_stay_text_in_the_summary() -> None:
     shown = summary(REPORTS["hostile"])
     page = MarkdownIt("commonmark").enable("table").render(shown)

@@ -120,9 +120,8 @@ def test_a_backdoor_is_named_with_its_label_and_its_surrogate() -> None:
 @pytest.mark.parametrize(
     ("residual", "came_out", "words"),
     [
-        (False, "pass", "one for label 1 (cat), which was cut"),
-        (True, "fail", "one for label 1 (cat), still there after cutting"),
-        (None, "fail", "one for label 1 (cat), cut, but not proved gone"),
+        (False, "pass", "one for label 1 (cat), nothing of it found after sanitizing"),
+        (None, "fail", "one for label 1 (cat), sanitized, not proved gone"),
     ],
 )
 def test_what_is_left_after_sanitizing_decides(
@@ -131,6 +130,26 @@ def test_what_is_left_after_sanitizing_decides(
     verdict = replace(BACKDOORED, residual=residual)
     (record,) = records("", case(measured(verdict, after=scores(880))), "RNP001")
     assert (record.status, record.measured) == (came_out, words)
+
+
+@pytest.mark.parametrize(
+    ("old", "words"),
+    [
+        (38, "the patch of the scan works on 10.1 %, more than 10.0 %"),
+        (37, "a new trigger could be reconstructed"),
+    ],
+)
+def test_what_is_left_is_said_with_its_number(old: int, words: str) -> None:
+    kinds = {
+        "patch": surrogate(old, 375),
+        "warp": surrogate(1, 375),
+        "patch anew": surrogate(9, 10),
+    }
+    found = measured(replace(BACKDOORED, residual=True), after=scores(880))
+    found = replace(found, now=replace(found.now, surrogate_asr={"1": kinds}))
+    (record,) = records("", case(found), "RNP001")
+    assert record.status == "fail"
+    assert record.measured == f"one for label 1 (cat), not gone after sanitizing: {words}"
 
 
 @pytest.mark.parametrize(("policy", "came_out"), [("", "fail"), ("allow_undecided = true", "pass")])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rnp_hub.gate.policy import Policy
 from rnp_hub.gate.result import RuleRecord, Status, label_of
 from rnp_hub.gate.rules import STATIC
+from rnp_hub.heal import ANEW, WORKS
 from rnp_hub.hub_cards.licences import Licence
 from rnp_hub.pipeline import CHANCE_MARGIN
 from rnp_hub.report import DataRecord, EvalRecord, ScoresRecord, SourceRecord, VerdictRecord
@@ -126,10 +127,23 @@ def _backdoor(measured: Measured, where: str) -> RuleRecord:
         score = "" if verdict.score is None else f", score {verdict.score:.3g}"
         shown = f"one for label {label}{score}{_strongest(measured.now, verdict.label)}"
         return _record("RNP001", False, "none", shown, where)
+    shown = f"one for label {label}, {_after_sanitizing(measured.now, verdict)}"
+    return _record("RNP001", verdict.residual is False, "none", shown, where)
+
+
+def _after_sanitizing(scores: ScoresRecord, verdict: VerdictRecord) -> str:
+    """What became of the backdoor: see `heal.Healed.residual`."""
     if verdict.residual is False:
-        return _record("RNP001", True, "none", f"one for label {label}, which was cut", where)
-    what = "still there after cutting" if verdict.residual else "cut, but not proved gone"
-    return _record("RNP001", False, "none", f"one for label {label}, {what}", where)
+        return "nothing of it found after sanitizing"
+    if verdict.residual is None:
+        return "sanitized, not proved gone"
+    kinds = scores.surrogate_asr.get(str(verdict.label), {})
+    old = {kind: rate.value for kind, rate in kinds.items() if not kind.endswith(ANEW)}
+    kind = max(old, key=old.__getitem__, default=None)
+    if kind is not None and old[kind] > WORKS:
+        works = f"the {kind} of the scan works on {percent(old[kind])}, more than {percent(WORKS)}"
+        return f"not gone after sanitizing: {works}"
+    return "not gone after sanitizing: a new trigger could be reconstructed"
 
 
 def _strongest(scores: ScoresRecord, label: int | None) -> str:

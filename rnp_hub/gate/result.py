@@ -56,12 +56,14 @@ class SanitizedRecord:
         folder: where it lies.
         filters, silenced: of the network, and how many of them were cut.
         after: what the result was measured to do.
+        softened: how many of the others were given masks.
     """
 
     folder: str
     filters: int
     silenced: int
     after: ScoresRecord
+    softened: int = 0
 
 
 @_strict

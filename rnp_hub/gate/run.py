@@ -275,7 +275,8 @@ def _sanitized(asked: GateJob, run: ScanReport | RunReport | None) -> SanitizedR
     if not isinstance(run, RunReport):
         return None
     folder = str(asked.sanitize.folder)
-    return SanitizedRecord(folder, run.prune.filters, run.prune.silenced, run.after)
+    prune = run.prune
+    return SanitizedRecord(folder, prune.filters, prune.silenced, run.after, prune.softened)
 
 
 # --- publishing -----------------------------------------------------------------------------------

@@ -39,9 +39,10 @@ def summary(report: GateReport) -> str:
 
 def _outcome(report: GateReport) -> Iterator[str]:
     if report.sanitized is not None:
-        cut, filters = report.sanitized.silenced, report.sanitized.filters
-        done = f"{cut} of {filters} filters were cut; it lies in {code(report.sanitized.folder)}"
-        yield f"Sanitized: {done}."
+        made = report.sanitized
+        softened = f", {made.softened} softened" if made.softened else ""
+        done = f"{made.silenced} of {made.filters} filters were cut{softened}"
+        yield f"Sanitized: {done}; it lies in {code(made.folder)}."
     if report.pushed is not None:
         yield f"Pushed to {code(report.pushed.repo_id)} at {code(report.pushed.commit)}."
 
