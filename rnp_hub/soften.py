@@ -51,7 +51,7 @@ class SoftenConfig:
     largest: float = 2.0
     pictures: int = 64
     clean_pictures: int = 96
-    max_ca_drop: float = 0.02
+    max_ca_drop: float = 0.01
     copies: int = 3
     flip: bool = True
     seed: int = 0
