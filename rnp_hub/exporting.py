@@ -14,7 +14,7 @@ from rnp_hub.errors import ConfigError
 from rnp_hub.hub_cards import render, write_card
 from rnp_hub.onnx_variants import VariantConfig, write_variant
 from rnp_hub.output import new_file
-from rnp_hub.pull import PulledModel, pull
+from rnp_hub.pull import PulledModel, name_of, pull
 from rnp_hub.report import FILE, OnnxRecord, RunReport
 from rnp_hub.repository import CARD
 
@@ -82,9 +82,11 @@ def export_model(job: ExportJob) -> tuple[Path, OnnxRecord]:
 
 
 def origin(report: RunReport) -> dict[str, str]:
-    """What an ONNX file says of where it came from."""
+    """What an ONNX file says of where it came from; of a folder its name and what is in it."""
     source = report.source
-    where = f"{source.repo_id}@{source.sha}" if source.repo_id else str(source.path)
+    where = f"{source.repo_id}@{source.sha}"
+    if source.repo_id is None:
+        where = "@sha256:".join(filter(None, (name_of(str(source.path)), source.weights_sha256)))
     return {"rnp_hub.source": where, "rnp_hub.report_sha256": report.digest()}
 
 

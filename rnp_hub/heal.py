@@ -34,7 +34,8 @@ class Healed:
     """A network without the filters that its surrogates needed.
 
     Attributes:
-        steps: the silenced filters in order, with accuracy and surrogate ASR after each.
+        steps: the silenced filters in order, with accuracy and surrogate ASR after each; none where
+            cutting did not help and masks did.
         masks: by which all filters are multiplied besides; `None` where pruning was enough, or
             softening too dear or no better.
         left: the surrogates of the scan, and those reconstructed last, on the healed network.
@@ -111,17 +112,20 @@ class _Healing:
 
     def softened(self, pruned: Healed, known: Sequence[Surrogate]) -> Healed | None:
         """With masks on the filters that stay; `None` where that is too dear or no better."""
-        out = [step.filter for step in pruned.steps]
+        strength = self._strongest(self._without(pruned.steps), known)
+        steps = pruned.steps
+        if strength > WORTH * self._strongest(self.original, known):
+            steps = ()  # they cost accuracy and did not help: masks have it all to spend
         masks = soften(
-            self.original, self.sites, out, known, self.clean, self.scanned.halves,
-            self.config.soften,
+            self.original, self.sites, [step.filter for step in steps], known, self.clean,
+            self.scanned.halves, self.config.soften,
         )  # fmt: skip
         if masks is None:
             return None
-        found, before = masked_copy(self.original, masks), self._without(pruned.steps)
-        if self._strongest(found, known) > WORTH * self._strongest(before, known):
+        found = masked_copy(self.original, masks)
+        if self._strongest(found, known) > WORTH * strength:
             return None
-        return self._healed(found, pruned.steps, masks, self._fresh(found, ROUNDS + 1))
+        return self._healed(found, steps, masks, self._fresh(found, ROUNDS + 1))
 
     @property
     def _old(self) -> tuple[Surrogate, ...]:

@@ -142,7 +142,7 @@ class SanitizeConfig:
             recipe,
             SurrogateConfig(seed=seed),
             GuidedConfig(budget, guard=2 * GUARD * budget, flip=flip, seed=seed),
-            SoftenConfig(max_ca_drop=max_ca_drop, flip=flip, seed=seed) if soften else None,
+            SoftenConfig(max_ca_drop=budget, flip=flip, seed=seed) if soften else None,
             force,
         )
 
@@ -274,10 +274,9 @@ class _Work:
         return _Found(unlearned, recovered, self._by_masks(recovered))
 
     def scanned(self, config: ScanConfig) -> _Found:
-        """Scan, and heal what is not acquitted."""
+        """Scan, and heal where the suspicion is grave."""
         found = scan(self.original, self.clean, self.sites, config, self.progress, self.watch.time)
-        verdict = found.verdict
-        if verdict.backdoored is False and not self.config.force:
+        if not (found.is_grave or self.config.force):
             start = found.trail.start[:1] if found.trail else ()
             pruned = pruned_of(self.original, self.sites, (), "none", start)
             return _Found(found.unlearned, None, pruned, found)

@@ -29,7 +29,7 @@ from rnp_hub.surrogate import (
     reconstruct,
 )
 from rnp_hub.unlearn import UnlearnConfig, Unlearned, unlearn
-from rnp_hub.verdict import CLEAN, Suspicion, Verdict, judge, suspicion
+from rnp_hub.verdict import BACKDOORED, CLEAN, Suspicion, Verdict, judge, suspicion
 
 T = TypeVar("T")
 
@@ -99,8 +99,20 @@ class Scanned:
 
     @property
     def is_tangible(self) -> bool:
-        """Whether there are surrogates to be guided by; else only the lean is suspicious."""
-        return self.suspected is not None and self.verdict.score >= CLEAN
+        """Whether there are surrogates to be guided by.
+
+        They stand out far enough for a conviction; or less, and the lean names the same label.
+        """
+        verdict = self.verdict
+        if self.suspected is None or verdict.score < CLEAN:
+            return False
+        agreed = verdict.leans and verdict.leaning == self.suspected.label
+        return verdict.score >= BACKDOORED or agreed
+
+    @property
+    def is_grave(self) -> bool:
+        """Whether weights may be touched: tangible, or the lean is suspicious by itself."""
+        return self.is_tangible or self.verdict.leans
 
 
 def scan(

@@ -24,6 +24,7 @@ from rnp_hub.evaluate import accuracy
 from rnp_hub.guided import around
 from rnp_hub.hooks import gates, scale
 from rnp_hub.network import Classifier, ImageSet, augment
+from rnp_hub.prune import silenced_copy
 from rnp_hub.sites import Site
 from rnp_hub.surrogate import Halves, Surrogate, frozen, logits_of_all, without
 
@@ -39,7 +40,8 @@ class SoftenConfig:
         steps: updates.
         largest: a mask's largest value.
         pictures, clean_pictures: with surrogates, shared among them, and without, per update.
-        max_ca_drop: accuracy that may be lost on the slice and its augmented copies, in [0, 1].
+        max_ca_drop: accuracy that may be lost on the slice and its augmented copies, besides what
+            silencing took, in [0, 1].
         copies: how many of these.
         flip: mirrored pictures keep their label.
         seed: of the pictures.
@@ -51,7 +53,7 @@ class SoftenConfig:
     largest: float = 2.0
     pictures: int = 64
     clean_pictures: int = 96
-    max_ca_drop: float = 0.02
+    max_ca_drop: float = 0.01
     copies: int = 3
     flip: bool = True
     seed: int = 0
@@ -86,7 +88,8 @@ def soften(
     """
     config = config or SoftenConfig()
     watched = _watched(clean, config)
-    least = accuracy(original, watched) - config.max_ca_drop - 0.5 / len(watched)
+    start = accuracy(silenced_copy(original, sites, silenced), watched)
+    least = start - config.max_ca_drop - 0.5 / len(watched)
     for weight in config.weights:
         masks = _Lesson(original, sites, silenced, surrogates, clean, halves, config).learn(weight)
         if accuracy(masked_copy(original, masks), watched) >= least:

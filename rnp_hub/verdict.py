@@ -69,6 +69,7 @@ class Verdict:
         gap, drop: see above.
         lean: share of the slice that leans to one label after unlearning, in [0, 1].
         leaning: that label.
+        leans: the lean is more than clean networks have.
     """
 
     backdoored: bool | None
@@ -78,6 +79,7 @@ class Verdict:
     drop: float
     lean: float
     leaning: int
+    leans: bool = False
 
 
 def suspicion(found: Mapping[str, Mapping[int, Surrogate]], unit: float) -> Suspicion | None:
@@ -122,15 +124,16 @@ def judge(suspected: Suspicion | None, trail: Trail | None, unlearned: Unlearned
     even = 1 / len(unlearned.histogram)
     leans = len(unlearned.histogram) >= FEW and lean - even >= LEAN * (1 - even)
     if suspected is None:
-        return Verdict(None, None, 0.0, 0.0, 0.0, lean, leaning)
+        return Verdict(None, None, 0.0, 0.0, 0.0, lean, leaning, leans)
     drop = _drop(trail)
     score = suspected.gap * max(drop, STUBBORN)
     competent = trail is None or trail.start[0] >= COMPETENT
     if score >= BACKDOORED and competent:
-        return Verdict(True, suspected.label, score, suspected.gap, drop, lean, leaning)
+        return Verdict(True, suspected.label, score, suspected.gap, drop, lean, leaning, leans)
     undecided = score >= CLEAN or leans
     label = suspected.label if score >= CLEAN else leaning if undecided else None
-    return Verdict(None if undecided else False, label, score, suspected.gap, drop, lean, leaning)
+    found = None if undecided else False
+    return Verdict(found, label, score, suspected.gap, drop, lean, leaning, leans)
 
 
 def _drop(trail: Trail | None) -> float:

@@ -235,6 +235,23 @@ def test_verdict(report: RunReport, sentence: str) -> None:
     assert sentence in render(report)
 
 
+@pytest.mark.parametrize("silenced", [0, 3])
+def test_softening_is_named(silenced: int) -> None:
+    report = replace(SURROGATE, prune=replace(SURROGATE.prune, silenced=silenced, softened=1234))
+    card = render(report)
+    assert "**Softened:** pruning alone left something" in card
+    assert "weights of 1,234 other filters were multiplied by masks between 0 and 2" in card
+    assert "the weights are those of the original" not in card
+    assert "**Softened:**" not in render(SURROGATE)
+
+
+def test_a_run_without_softening_says_how() -> None:
+    scan = {"surrogate": {}, "guided": {}}
+    assert " --no-soften " in render(replace(TIMM, config=TIMM.config | scan))
+    assert "--no-soften" not in render(replace(TIMM, config=TIMM.config | scan | {"soften": {}}))
+    assert "--no-soften" not in render(TIMM)
+
+
 def test_command_makes_it_again() -> None:
     assert (
         f"rnp-hub sanitize org/name@{'a' * 40} --data animals@{'b' * 40} --n 500 --eval-n 1000 "

@@ -35,7 +35,8 @@ def test_a_further_file_stands_in_the_report_and_on_the_card(folder: Path) -> No
     assert report.digest() == before.digest(), "what was measured is as it was"
     carried = {each.key: each.value for each in onnx.load(file).metadata_props}
     assert carried["rnp_hub.report_sha256"] == report.digest()
-    assert carried["rnp_hub.source"] == report.source.path
+    named = Path(str(report.source.path)).name
+    assert carried["rnp_hub.source"] == f"{named}@sha256:{report.source.weights_sha256}"
     again = invoke("export", folder, "--int8")
     assert (again.exit_code, again.stdout) == (2, "")
     assert "model_int8.onnx exists" in again.stderr

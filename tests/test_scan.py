@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -145,3 +147,32 @@ def test_masks_of_large_pictures_are_learned_on_fewer_and_fewer_filters_are_trie
     assert large.prune.max_ca_drop == CONFIG.prune.max_ca_drop
     published = rnp_hub.SanitizeConfig.of("reference")
     assert published.affordable(224, 224) == published, "its numbers are those of the paper"
+
+
+@pytest.mark.parametrize(
+    ("score", "leans", "same", "tangible", "grave"),
+    [
+        (0.36, False, False, True, True),  # as high as a conviction, whatever the lean
+        (0.25, False, True, False, False),  # weak, and nothing else speaks for it
+        (0.25, True, True, True, True),  # weak, and the lean names the same label
+        (0.25, True, False, False, True),  # the lean speaks for another: masks choose
+        (0.1, True, True, False, True),
+        (0.1, False, True, False, False),
+    ],
+)
+def test_a_weak_suspicion_alone_touches_no_weight(
+    acquitted: Sanitized, *, score: float, leans: bool, same: bool, tangible: bool, grave: bool
+) -> None:
+    scanned = acquitted.scanned
+    assert scanned is not None
+    assert scanned.suspected is not None
+    label = scanned.suspected.label
+    verdict = replace(
+        scanned.verdict,
+        backdoored=None,
+        score=score,
+        leans=leans,
+        leaning=label if same else label + 1,
+    )
+    found = replace(scanned, verdict=verdict)
+    assert (found.is_tangible, found.is_grave) == (tangible, grave)

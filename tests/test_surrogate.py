@@ -18,6 +18,8 @@ from rnp_hub.surrogate import (
     SurrogateConfig,
     Warp,
     Wave,
+    _window,
+    _Windows,
     again,
     margins,
     reconstruct,
@@ -166,6 +168,25 @@ def test_a_planted_backdoor_stands_out(planted: Classifier, halves: Halves) -> N
     mask = found[2].trigger.weights[0].detach()[0, 0]
     assert float(mask[14:, 14:].mean()) > 0.5
     assert float(mask[:14].mean()) < 0.025
+
+
+def test_a_patch_begins_where_it_does_most(planted: Classifier, halves: Halves) -> None:
+    """The trigger is the 2 × 2 pixels at the bottom right, red."""
+    pictures = without(halves.fit, 2).images
+    mask, pattern = _window(planted, pictures, 2, SurrogateConfig())
+    assert mask.shape == (1, 1, 16, 16)
+    assert int(mask.sum()) == 9
+    assert mask[..., 14:, 14:].all()
+    red, green, blue = pattern[0, :, 14:, 14:].mean((1, 2))
+    assert red > 180
+    assert max(green, blue) < 80
+
+
+def test_windows_cover_the_picture() -> None:
+    windows = _Windows((3, 20, 33), seeded(0))
+    assert windows.mask(windows.corners()).sum(0).min() >= 1
+    drawn = windows(torch.full((64, 3, 20, 33), -1.0))
+    assert ((drawn != -1).any(1).flatten(1).sum(1) == 4 * 6).all()
 
 
 def test_without_its_filter_the_backdoor_is_gone(planted: Classifier, halves: Halves) -> None:
