@@ -35,12 +35,7 @@ def metadata(report: RunReport, repo_id: str | None) -> ModelCardData:
         license_link=licence_link(source) if "other" in licence.ids else None,
         library_name=library,
         pipeline_tag=TASK,
-        tags=[
-            TASK,
-            *also,
-            "rnp-hub",
-            *(["backdoor-removal"] if report.prune.silenced or report.prune.softened else []),
-        ],
+        tags=[TASK, *also, "rnp-hub", *(["backdoor-removal"] if report.prune.changed else [])],
         datasets=[one_line(report.data.id)] if report.data.sha else None,
         metrics=["accuracy"],
         model_name=name_of(report, repo_id),

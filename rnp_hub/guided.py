@@ -297,9 +297,12 @@ def _measure(search: _Search, images: Tensor, answers: Tensor) -> tuple[Tensor, 
     """
     logits = search.work.logits(images)
     margin = F.softplus(margins(logits[len(answers) :], search.label)).mean() / search.unit
-    found = logits[: len(answers)].log_softmax(1)
-    wanted = answers.to(found.device)
-    return margin, F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+    return margin, divergence(logits[: len(answers)].log_softmax(1), answers)
+
+
+def divergence(found: Tensor, wanted: Tensor) -> Tensor:
+    """Of log-probabilities (n, classes) from those that are wanted, in nats a picture."""
+    return F.kl_div(found, wanted.to(found.device), reduction="batchmean", log_target=True)
 
 
 def _gradients(value: Tensor, masks: Mapping[Site, Tensor]) -> dict[str, list[float]]:

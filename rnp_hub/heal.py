@@ -65,11 +65,10 @@ def heal(
         sites: where filters can be masked.
         scanned: what the scan of this network found.
         recovered: the masks; low ones are tried besides.
-        config: as in the scan.
+        config: as in the scan, affordable for pictures of that size.
         progress: told what is going on.
     """
     original, clean = as_pixels(original, clean)
-    config = config.affordable(*clean.images.shape[2:])
     work = _Healing(original, clean, sites, scanned, config, progress)
     pruned, known = work.pruned(recovered)
     if config.soften is None or not pruned.residual:

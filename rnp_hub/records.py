@@ -159,7 +159,7 @@ def prune_record(result: Sanitized) -> PruneRecord:
         rule=pruned.rule,
         threshold=pruned.threshold,
         silenced=pruned.count,
-        softened=softened_count(result),
+        softened=_softened(result),
         filters=pruned.filters,
         per_layer=pruned.silenced,
         slice_accuracy=tuple(round(value, 6) for value in pruned.accuracies),
@@ -168,7 +168,7 @@ def prune_record(result: Sanitized) -> PruneRecord:
     )
 
 
-def softened_count(result: Sanitized) -> int:
+def _softened(result: Sanitized) -> int:
     """How many filters have another mask than 1, without being silenced."""
     masks = result.healed and result.healed.masks
     return moved(masks) if masks else 0

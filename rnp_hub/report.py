@@ -167,6 +167,11 @@ class PruneRecord:
     tried: tuple[TriedFilter, ...] = ()
     softened: int = 0
 
+    @property
+    def changed(self) -> int:
+        """Filters whose weights are not those of the original."""
+        return self.silenced + self.softened
+
 
 @_strict
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Scan a network: unlearn, reconstruct triggers, follow the most suspicious, judge. And heal it.
+"""Scan a network: unlearn, reconstruct triggers, follow the most suspicious, judge.
 
 Everything is decided on the clean slice. Pictures of other kinds than uint8 are brought to uint8
 first, since triggers are laid on pictures as they are stored.

@@ -17,11 +17,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rnp_hub.compute import seeded
 from rnp_hub.evaluate import accuracy
-from rnp_hub.guided import around
+from rnp_hub.guided import around, divergence
 from rnp_hub.hooks import gates, scale
 from rnp_hub.network import Classifier, ImageSet, augment
 from rnp_hub.prune import silenced_copy
@@ -90,8 +89,11 @@ def soften(
     watched = _watched(clean, config)
     start = accuracy(silenced_copy(original, sites, silenced), watched)
     least = start - config.max_ca_drop - 0.5 / len(watched)
+    stays = _stays(sites, silenced)
+    others = without(halves.fit, surrogates[0].label).images
+    lesson = _Lesson(frozen(original), stays, surrogates, clean.images, others, config)
     for weight in config.weights:
-        masks = _Lesson(original, sites, silenced, surrogates, clean, halves, config).learn(weight)
+        masks = lesson.learn(weight)
         if accuracy(masked_copy(original, masks), watched) >= least:
             return masks
     return None
@@ -116,31 +118,36 @@ def _watched(clean: ImageSet, config: SoftenConfig) -> ImageSet:
     return ImageSet(torch.cat((clean.images, *copies)), clean.labels.repeat(1 + config.copies))
 
 
+def _stays(sites: Sequence[Site], silenced: Sequence[tuple[str, int]]) -> Masks:
+    """0 for each silenced filter, 1 for the others."""
+    stays = {site: torch.ones(site.filters) for site in sites}
+    by_name = {site.name: site for site in sites}
+    for name, index in silenced:
+        stays[by_name[name]][index] = 0
+    return stays
+
+
 class _Lesson:
-    """The pictures, what is to be answered, and the masks on their way."""
+    """The pictures and what is to be answered; the same for every weight."""
 
     def __init__(
         self,
-        original: Classifier,
-        sites: Sequence[Site],
-        silenced: Sequence[tuple[str, int]],
+        work: Classifier,
+        stays: Masks,
         surrogates: Sequence[Surrogate],
-        clean: ImageSet,
-        halves: Halves,
+        clean: Tensor,
+        others: Tensor,
         config: SoftenConfig,
     ) -> None:
-        self.work, self.surrogates, self.config = frozen(original), surrogates, config
+        self.work, self.stays, self.surrogates, self.config = work, stays, surrogates, config
         self.generator = seeded(config.seed)
-        self.clean = around(clean.images, self.generator, flip=config.flip)
-        self.answers = logits_of_all(self.work, self.clean).log_softmax(1)
-        self.others = without(halves.fit, surrogates[0].label).images
-        self.wanted = logits_of_all(self.work, self.others).log_softmax(1)
-        self.stays = {site: torch.ones(site.filters) for site in sites}
-        by_name = {site.name: site for site in sites}
-        for name, index in silenced:
-            self.stays[by_name[name]][index] = 0
+        self.clean, self.others = around(clean, self.generator, flip=config.flip), others
+        self.drawn = self.generator.get_state()
+        self.answers = logits_of_all(work, self.clean).log_softmax(1)
+        self.wanted = logits_of_all(work, others).log_softmax(1)
 
     def learn(self, weight: float) -> Masks:
+        self.generator.set_state(self.drawn)
         device = self.work.compute.device
         stays = {site: mask.to(device) for site, mask in self.stays.items()}
         masks = {site: mask.clone().requires_grad_(True) for site, mask in stays.items()}
@@ -171,13 +178,8 @@ class _Lesson:
             if len(part)
         ]
         logits = self.work.logits(torch.cat((self.clean[index], *laid))).log_softmax(1)
-        kept = _divergence(logits[: len(index)], self.answers[index])
-        return kept + weight * _divergence(logits[len(index) :], self.wanted[other])
+        kept = divergence(logits[: len(index)], self.answers[index])
+        return kept + weight * divergence(logits[len(index) :], self.wanted[other])
 
     def _some(self, among: int, count: int) -> Tensor:
         return torch.randperm(among, generator=self.generator)[:count]
-
-
-def _divergence(found: Tensor, wanted: Tensor) -> Tensor:
-    """Of log-probabilities (n, classes), in nats a picture."""
-    return F.kl_div(found, wanted.to(found.device), reduction="batchmean", log_target=True)

@@ -5,6 +5,7 @@ import torch
 
 from tests.hub.fixture import hub
 from tests.models import careful_model, cifar_model, cifar_run, plain_model, plain_run
+from tests.networks import planted, planted_sites
 from tests.pushing import rnp, shipped
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "hub",
     "plain_model",
     "plain_run",
+    "planted",
+    "planted_sites",
     "rnp",
     "shipped",
 ]

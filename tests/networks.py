@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rnp_hub.network import ImageSet
+from rnp_hub.compute import Compute
+from rnp_hub.network import Classifier, ImageSet
+from rnp_hub.sites import Site, gate_sites
 
 
 class Block(nn.Module):
@@ -77,6 +80,18 @@ class Planted(nn.Module):
         seen = F.softplus(self.norm(self.look(x)).flatten(1), beta=10)
         logits: Tensor = self.head(seen)
         return logits
+
+
+@pytest.fixture(scope="module")
+def planted() -> Classifier:
+    """The network with the filter that a red corner sets off."""
+    return Classifier(Planted(), to_unit, Compute())
+
+
+@pytest.fixture(scope="module")
+def planted_sites(planted: Classifier) -> tuple[Site, ...]:
+    """Where its filters can be masked."""
+    return gate_sites(planted.module, to_unit(stripes(2).images))
 
 
 def randomised(module: nn.Module, seed: int = 0) -> nn.Module:

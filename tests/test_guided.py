@@ -7,12 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rnp_hub.compute import Compute
 from rnp_hub.guided import GuidedConfig, Step, Trail, follow
 from rnp_hub.network import Classifier
-from rnp_hub.sites import Site, gate_sites
+from rnp_hub.sites import Site
 from rnp_hub.surrogate import Halves, Surrogate, SurrogateConfig, reconstruct
-from tests.networks import Planted, stripes, to_unit
+from tests.networks import stripes
 
 CLEAN = stripes(160)
 HALVES = Halves.of(CLEAN, seed=0)
@@ -21,25 +20,15 @@ UNIT = 5.0
 
 
 @pytest.fixture(scope="module")
-def planted() -> Classifier:
-    return Classifier(Planted(), to_unit, Compute())
-
-
-@pytest.fixture(scope="module")
-def sites(planted: Classifier) -> tuple[Site, ...]:
-    return gate_sites(planted.module, to_unit(CLEAN.images[:2]))
-
-
-@pytest.fixture(scope="module")
 def surrogates(planted: Classifier) -> dict[int, Surrogate]:
     return reconstruct(planted, HALVES, range(4), SurrogateConfig(kinds=("patch",)))["patch"]
 
 
 def test_the_planted_filter_goes_and_nothing_else(
-    planted: Classifier, sites: tuple[Site, ...], surrogates: dict[int, Surrogate]
+    planted: Classifier, planted_sites: tuple[Site, ...], surrogates: dict[int, Surrogate]
 ) -> None:
     before = {name: each.clone() for name, each in planted.module.state_dict().items()}
-    trail = follow(planted, sites, [surrogates[2]], CLEAN, HALVES, UNIT, CONFIG)
+    trail = follow(planted, planted_sites, [surrogates[2]], CLEAN, HALVES, UNIT, CONFIG)
     assert trail.start == (1.0, 1.0)
     assert trail.best == (Step("norm", 4, 1.0, 0.0),)
     assert trail.steps == trail.best
@@ -49,38 +38,38 @@ def test_the_planted_filter_goes_and_nothing_else(
 
 
 def test_what_the_clean_task_needs_stays(
-    planted: Classifier, sites: tuple[Site, ...], surrogates: dict[int, Surrogate]
+    planted: Classifier, planted_sites: tuple[Site, ...], surrogates: dict[int, Surrogate]
 ) -> None:
     """A label without a backdoor: only its own filter would take its surrogate away."""
     loud = replace(surrogates[0], asr=surrogates[2].asr)
-    trail = follow(planted, sites, [loud], CLEAN, HALVES, UNIT, replace(CONFIG, goal=-1.0))
+    trail = follow(planted, planted_sites, [loud], CLEAN, HALVES, UNIT, replace(CONFIG, goal=-1.0))
     assert ("norm", 0) not in [(step.site, step.index) for step in trail.steps]
     assert all(step.accuracy >= 0.99 for step in trail.steps)
 
 
 def test_an_accuracy_that_may_go_is_not_gone_beyond(
-    planted: Classifier, sites: tuple[Site, ...], surrogates: dict[int, Surrogate]
+    planted: Classifier, planted_sites: tuple[Site, ...], surrogates: dict[int, Surrogate]
 ) -> None:
     spend = replace(CONFIG, max_ca_drop=0.3, guard=0.3, goal=-1.0)
-    trail = follow(planted, sites, [surrogates[0]], CLEAN, HALVES, UNIT, spend)
+    trail = follow(planted, planted_sites, [surrogates[0]], CLEAN, HALVES, UNIT, spend)
     assert all(step.accuracy >= 0.7 for step in trail.steps)
 
 
 def test_it_goes_on_after_what_is_silenced_already(
-    planted: Classifier, sites: tuple[Site, ...], surrogates: dict[int, Surrogate]
+    planted: Classifier, planted_sites: tuple[Site, ...], surrogates: dict[int, Surrogate]
 ) -> None:
     trail = follow(
-        planted, sites, [surrogates[2]], CLEAN, HALVES, UNIT, CONFIG, after=[("norm", 4)]
+        planted, planted_sites, [surrogates[2]], CLEAN, HALVES, UNIT, CONFIG, after=[("norm", 4)]
     )
     assert trail.start == (1.0, 0.0)
     assert trail.steps == ()
 
 
 def test_no_more_filters_than_are_allowed(
-    planted: Classifier, sites: tuple[Site, ...], surrogates: dict[int, Surrogate]
+    planted: Classifier, planted_sites: tuple[Site, ...], surrogates: dict[int, Surrogate]
 ) -> None:
     config = replace(CONFIG, filters=0)
-    assert follow(planted, sites, [surrogates[2]], CLEAN, HALVES, UNIT, config).steps == ()
+    assert follow(planted, planted_sites, [surrogates[2]], CLEAN, HALVES, UNIT, config).steps == ()
 
 
 def test_the_best_of_a_trail_has_the_least_asr_with_the_fewest_filters() -> None:

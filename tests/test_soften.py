@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from rnp_hub.compute import Compute
 from rnp_hub.evaluate import accuracy
 from rnp_hub.heal import heal
 from rnp_hub.hooks import gates, scale
@@ -19,22 +18,12 @@ from rnp_hub.scan import Scanned, scan
 from rnp_hub.sites import Site, gate_sites
 from rnp_hub.soften import SoftenConfig, masked_copy, moved, soften
 from rnp_hub.surrogate import Halves, Surrogate, SurrogateConfig, again, reconstruct
-from tests.networks import Planted, SmallResNet, randomised, stripes, to_unit
+from tests.networks import SmallResNet, randomised, stripes
 
 CLEAN = stripes(160)
 HALVES = Halves.of(CLEAN, seed=0)
 CONFIG = SoftenConfig(flip=False, copies=0)
 NO_MASKS = Recovered({}, {}, (), ())
-
-
-@pytest.fixture(scope="module")
-def planted() -> Classifier:
-    return Classifier(Planted(), to_unit, Compute())
-
-
-@pytest.fixture(scope="module")
-def sites(planted: Classifier) -> tuple[Site, ...]:
-    return gate_sites(planted.module, to_unit(CLEAN.images[:2]))
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +54,10 @@ def test_weights_times_a_mask_are_the_gate() -> None:
 
 
 def test_the_trigger_dies_and_the_clean_task_lives(
-    planted: Classifier, sites: tuple[Site, ...], surrogate: Surrogate
+    planted: Classifier, planted_sites: tuple[Site, ...], surrogate: Surrogate
 ) -> None:
     before = {name: each.clone() for name, each in planted.module.state_dict().items()}
-    masks = soften(planted, sites, [], [surrogate], CLEAN, HALVES, CONFIG)
+    masks = soften(planted, planted_sites, [], [surrogate], CLEAN, HALVES, CONFIG)
     assert masks is not None
     softened = masked_copy(planted, masks)
     assert surrogate.asr.value == 1.0
@@ -82,36 +71,36 @@ def test_the_trigger_dies_and_the_clean_task_lives(
 
 
 def test_silenced_filters_stay_silenced(
-    planted: Classifier, sites: tuple[Site, ...], surrogate: Surrogate
+    planted: Classifier, planted_sites: tuple[Site, ...], surrogate: Surrogate
 ) -> None:
-    masks = soften(planted, sites, [("norm", 4)], [surrogate], CLEAN, HALVES, CONFIG)
+    masks = soften(planted, planted_sites, [("norm", 4)], [surrogate], CLEAN, HALVES, CONFIG)
     assert masks is not None
     assert [float(mask[4]) for site, mask in masks.items() if site.name == "norm"] == [0.0]
 
 
 def test_what_the_clean_task_cannot_bear_is_not_taken(
-    planted: Classifier, sites: tuple[Site, ...], surrogate: Surrogate
+    planted: Classifier, planted_sites: tuple[Site, ...], surrogate: Surrogate
 ) -> None:
     """Nothing but the trigger counts here, and so hard that the task is lost."""
     harsh = replace(CONFIG, weights=(1e4,), learning_rate=1.0, max_ca_drop=0.0)
-    assert soften(planted, sites, [], [surrogate], CLEAN, HALVES, harsh) is None
+    assert soften(planted, planted_sites, [], [surrogate], CLEAN, HALVES, harsh) is None
     gentle = replace(harsh, weights=(1e4, 0.1), learning_rate=0.05)
-    assert soften(planted, sites, [], [surrogate], CLEAN, HALVES, gentle) is not None
+    assert soften(planted, planted_sites, [], [surrogate], CLEAN, HALVES, gentle) is not None
 
 
 @pytest.fixture(scope="module")
-def scanned(planted: Classifier, sites: tuple[Site, ...]) -> Scanned:
+def scanned(planted: Classifier, planted_sites: tuple[Site, ...]) -> Scanned:
     config = SanitizeConfig.of(flip=False).scan
     assert config is not None
-    return scan(planted, CLEAN, sites, config)
+    return scan(planted, CLEAN, planted_sites, config)
 
 
 def test_where_pruning_is_enough_nothing_is_softened(
-    planted: Classifier, sites: tuple[Site, ...], scanned: Scanned
+    planted: Classifier, planted_sites: tuple[Site, ...], scanned: Scanned
 ) -> None:
     config = SanitizeConfig.of(flip=False).scan
     assert config is not None
-    healed = heal(planted, CLEAN, sites, scanned, NO_MASKS, config)
+    healed = heal(planted, CLEAN, planted_sites, scanned, NO_MASKS, config)
     assert [step.filter for step in healed.steps] == [("norm", 4)]
     assert healed.masks is None
     assert not healed.residual
@@ -119,14 +108,14 @@ def test_where_pruning_is_enough_nothing_is_softened(
 
 @pytest.mark.parametrize("allowed", [True, False])
 def test_where_no_filter_may_go_masks_do(
-    planted: Classifier, sites: tuple[Site, ...], scanned: Scanned, *, allowed: bool
+    planted: Classifier, planted_sites: tuple[Site, ...], scanned: Scanned, *, allowed: bool
 ) -> None:
     """Pruning is not given a single filter here."""
     config = SanitizeConfig.of(flip=False, soften=allowed).scan
     assert config is not None
     config = replace(config, guided=replace(config.guided, filters=0))
     scanned = replace(scanned, trail=None)
-    healed = heal(planted, CLEAN, sites, scanned, NO_MASKS, config)
+    healed = heal(planted, CLEAN, planted_sites, scanned, NO_MASKS, config)
     assert healed.steps == ()
     assert (healed.masks is not None) == allowed
     assert healed.residual == (not allowed)

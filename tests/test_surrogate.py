@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rnp_hub.compute import Compute, seeded
+from rnp_hub.compute import seeded
 from rnp_hub.network import Classifier, ImageSet
 from rnp_hub.surrogate import (
     KINDS,
@@ -25,14 +25,9 @@ from rnp_hub.surrogate import (
     reconstruct,
     without,
 )
-from tests.networks import Planted, stripes, to_unit
+from tests.networks import stripes
 
 SHAPE = (3, 16, 16)
-
-
-@pytest.fixture(scope="module")
-def planted() -> Classifier:
-    return Classifier(Planted(), to_unit, Compute())
 
 
 @pytest.fixture(scope="module")
