@@ -15,7 +15,7 @@ Kinds, each with the budget it is held to, fixed before any network of docs/evid
 - `wave`: few spatial frequencies, as of SIG; 30 grey levels. It begins at the best of a bank of
   waves that are tried on all labels at once.
 - `warp`: a smooth displacement, as of WaNet; 0.6 of 32 pixels.
-- `colour`: a linear filter of 3 × 3 pixels and all channels, as of a photo app; 12 grey levels.
+- `colour`: a linear filter of 3 × 3 pixels and all channels, as of a photo app; 24 grey levels.
 
 A surrogate also fires where there is no backdoor, since networks have universal perturbations:
 its ASR is never called *the* ASR.
@@ -442,7 +442,7 @@ class Warp(Trigger):
 class Colour(Trigger):
     """A linear filter over 3 × 3 pixels and all channels."""
 
-    BUDGET = 12.0
+    BUDGET = 24.0
     rates = (0.03, 3.0)
     scales = (None, None)
 

@@ -150,7 +150,7 @@ def test_a_colour_filter_is_held_to_what_it_changes() -> None:
     images = torch.full((2, *SHAPE), 100.0)
     assert torch.equal(colour(images).detach(), images + 48)
     colour.project(1.0)
-    assert torch.allclose(colour(images).detach(), images + 12)
+    assert torch.allclose(colour(images).detach(), images + 24)
 
 
 def test_a_planted_backdoor_stands_out(planted: Classifier, halves: Halves) -> None:
