@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rnp_hub.data import Target
 from rnp_hub.errors import ModelError, ProofError, reason
@@ -76,7 +77,7 @@ def write_onnx(
 ) -> OnnxRecord:
     """Export to one ONNX file with a dynamic batch, and run it in onnxruntime against torch.
 
-    Height and width are left open where the network takes any.
+    Height and width are left open where the network is fully convolutional.
 
     Args:
         file: where to.
@@ -92,7 +93,7 @@ def write_onnx(
     file.parent.mkdir(parents=True, exist_ok=True)
     wrapped = _OnlyLogits(module, output).eval()
     failures = dict[str, Exception]()
-    any_size = _takes_other_sizes(wrapped, probe)
+    any_size = _is_convolutional(wrapped, probe) and _takes_other_sizes(wrapped, probe)
     for rung in (rung for rung in LADDER if any_size or not rung.any_size):
         try:
             _export(file, wrapped, probe, rung)
@@ -283,6 +284,32 @@ def _uneven(probe: Tensor) -> Iterator[Tensor]:
     yield probe[:1]
     yield probe[1:4]
     yield from probe[4:].split(128) if len(probe) > 4 else ()
+
+
+class _Products(TorchDispatchMode):
+    """Notes whether pictures' numbers are multiplied by one another, as attention does."""
+
+    found = False
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        name = str(func.overloadpacket)
+        self.found |= name in ("aten.bmm", "aten.baddbmm") or "dot_product_attention" in name
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def _is_convolutional(module: nn.Module, probe: Tensor) -> bool:
+    """Networks with windows of attention take any size by padding to whole windows; the size of
+    everything is then so long a formula that exporters do not come to an end with it."""
+    with _Products() as products:  # type: ignore[no-untyped-call]
+        module(probe[:2])
+    return not products.found
 
 
 def _takes_other_sizes(module: nn.Module, probe: Tensor) -> bool:

@@ -49,6 +49,14 @@ class Flat(Pooled):
         return (self.layer(x).view(-1, 4, 256) * weights).sum(2)
 
 
+class Attends(Pooled):
+    """Takes pictures of any size, and multiplies them by one another."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.layer(x).flatten(2)
+        return (tokens @ tokens.transpose(1, 2)).mean(2) / tokens.shape[2]
+
+
 class FusedInFiveDimensions(Flat):
     """Attention over windows, in the fused form that ONNX has for four dimensions only."""
 
@@ -77,6 +85,7 @@ class LooksAtValues(Flat):
     [
         (Pooled, "dynamo", ["height", "width"]),
         (Flat, "dynamo", [16, 16]),
+        (Attends, "dynamo", [16, 16]),
         (FusedInFiveDimensions, "dynamo, fused attention off", [16, 16]),
         (LooksAtValues, "torchscript", [16, 16]),
     ],
