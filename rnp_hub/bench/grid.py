@@ -94,16 +94,26 @@ def _from_scratch() -> Iterator[Victim]:
     yield from _with(Victim(), ["badnets", "blend"], 0.01)
 
 
+def _half() -> Iterator[Victim]:
+    """Half of the paper's width, poisoned from the first epoch on and in three."""
+    base = Victim("resnet18-half")
+    yield base
+    yield from _with(base, ["wanet", "trojan", "sig", "cl", "dynamic"])
+    yield from _with(replace(base, tuned=True), ["badnets", "wanet", "blend", "dynamic"])
+
+
 def _others() -> Iterator[Victim]:
-    """Wider networks and other architectures, poisoned in three epochs."""
-    for network in ("resnet18-half", "convnext", "vgg11", "vit", "mobilenetv2", "resnet18"):
+    """Other architectures, poisoned in three epochs."""
+    for network in ("convnext", "vgg11", "vit", "mobilenetv2", "resnet18"):
         style = "adamw" if network in ("convnext", "vit") else "sgd"
         base = Victim(network, style=style)
         yield base
         yield from _with(replace(base, tuned=True), ["badnets", "wanet", "blend", "dynamic"])
 
 
-GRID: tuple[Victim, ...] = (*_small(), *_controls(), *_short(), *_from_scratch(), *_others())
+GRID: tuple[Victim, ...] = (
+    *_small(), *_controls(), *_short(), *_half(), *_from_scratch(), *_others(),
+)  # fmt: skip
 """All networks, the most important first."""
 
 SLICED: tuple[Victim, ...] = tuple(_with(_TUNED, ["badnets", "blend", "wanet"]))
