@@ -286,10 +286,10 @@ def _uneven(probe: Tensor) -> Iterator[Tensor]:
     yield from probe[4:].split(128) if len(probe) > 4 else ()
 
 
-class _Products(TorchDispatchMode):
-    """Notes whether pictures' numbers are multiplied by one another, as attention does."""
+class _Convolutions(TorchDispatchMode):
+    """Notes whether there is more than convolutions: attention, or padding that is worked out."""
 
-    found = False
+    alone = True
 
     def __torch_dispatch__(
         self,
@@ -298,18 +298,22 @@ class _Products(TorchDispatchMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        name = str(func.overloadpacket)
-        self.found |= name in ("aten.bmm", "aten.baddbmm") or "dot_product_attention" in name
+        name = func.overloadpacket.__name__
+        self.alone &= name not in OPEN_ENDED and "dot_product_attention" not in name
         return func(*args, **(kwargs or {}))
+
+
+OPEN_ENDED = ("bmm", "baddbmm", "constant_pad_nd")
+"""Operations of networks that take any size by padding to whole windows or strides. With each the
+formula of the size grows, at last by more than exporters come to an end with."""
 
 
 @torch.no_grad()
 def _is_convolutional(module: nn.Module, probe: Tensor) -> bool:
-    """Networks with windows of attention take any size by padding to whole windows; the size of
-    everything is then so long a formula that exporters do not come to an end with it."""
-    with _Products() as products:  # type: ignore[no-untyped-call]
+    convolutions = _Convolutions()  # type: ignore[no-untyped-call]
+    with convolutions:
         module(probe[:2])
-    return not products.found
+    return convolutions.alone
 
 
 def _takes_other_sizes(module: nn.Module, probe: Tensor) -> bool:

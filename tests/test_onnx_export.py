@@ -57,6 +57,13 @@ class Attends(Pooled):
         return (tokens @ tokens.transpose(1, 2)).mean(2) / tokens.shape[2]
 
 
+class Pads(Pooled):
+    """Takes pictures of any size, and makes them even."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.functional.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)))
+
+
 class FusedInFiveDimensions(Flat):
     """Attention over windows, in the fused form that ONNX has for four dimensions only."""
 
@@ -86,6 +93,7 @@ class LooksAtValues(Flat):
         (Pooled, "dynamo", ["height", "width"]),
         (Flat, "dynamo", [16, 16]),
         (Attends, "dynamo", [16, 16]),
+        (Pads, "dynamo", [16, 16]),
         (FusedInFiveDimensions, "dynamo, fused attention off", [16, 16]),
         (LooksAtValues, "torchscript", [16, 16]),
     ],
