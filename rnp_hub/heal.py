@@ -16,8 +16,8 @@ from rnp_hub.soften import Masks, masked_copy, soften
 from rnp_hub.surrogate import Surrogate, SurrogateConfig, again, reconstruct
 from rnp_hub.verdict import stands_out
 
-ROUNDS = 3
-"""How often new surrogates are reconstructed while healing."""
+ROUNDS, SOFTENINGS = 3, 2
+"""How often new surrogates are reconstructed while filters are cut, and masks learned."""
 WORKS = 0.1
 """Surrogate ASR above which a backdoor is not called gone."""
 ANEW = " anew"
@@ -115,16 +115,23 @@ class _Healing:
         steps = pruned.steps
         if strength > WORTH * self._strongest(self.original, known):
             steps = ()  # they cost accuracy and did not help: masks have it all to spend
-        masks = soften(
-            self.original, self.sites, [step.filter for step in steps], known, self.clean,
-            self.scanned.halves, self.config.soften,
-        )  # fmt: skip
-        if masks is None:
-            return None
-        found = masked_copy(self.original, masks)
-        if self._strongest(found, known) > WORTH * strength:
-            return None
-        return self._healed(found, steps, masks, self._fresh(found, ROUNDS + 1))
+        best, met = None, list(known)
+        for number in range(1, SOFTENINGS + 1):
+            masks = soften(
+                self.original, self.sites, [step.filter for step in steps], met, self.clean,
+                self.scanned.halves, self.config.soften,
+            )  # fmt: skip
+            if masks is None:
+                break
+            found = masked_copy(self.original, masks)
+            if self._strongest(found, known) > WORTH * strength:
+                break
+            fresh = self._fresh(found, ROUNDS + number)
+            best = self._healed(found, steps, masks, fresh)
+            met += [each for each in fresh if each.asr.value > WORKS]
+            if not best.residual:
+                break
+        return best
 
     @property
     def _old(self) -> tuple[Surrogate, ...]:

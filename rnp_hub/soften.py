@@ -46,7 +46,7 @@ class SoftenConfig:
         seed: of the pictures.
     """
 
-    weights: tuple[float, ...] = (0.1, 0.03)
+    weights: tuple[float, ...] = (0.2, 0.1, 0.03)
     learning_rate: float = 0.05
     steps: int = 100
     largest: float = 2.0
