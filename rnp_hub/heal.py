@@ -26,7 +26,8 @@ MAX_MASK = 0.2
 """Largest mask of a filter that the default recipe tries for its mask, set on small networks for
 digits (docs/method.md)."""
 WORTH = 0.5
-"""Share of the pruned network's surrogate ASR that softening must get below to be kept."""
+"""Share of the pruned network's surrogate ASR that softening must get below to be kept; and of the
+original's, that filters must get below which cost more than this share of what may be lost."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,9 @@ class _Healing:
         """With masks on the filters that stay; `None` where that is too dear or no better."""
         strength = self._strongest(self._without(pruned.steps), known)
         steps = pruned.steps
-        if strength > WORTH * self._strongest(self.original, known):
-            steps = ()  # they cost accuracy and did not help: masks have it all to spend
+        useless = strength > WORTH * self._strongest(self.original, known)
+        if useless and self._cost(steps) > WORTH * self.config.guided.max_ca_drop:
+            steps = ()  # masks have it all to spend
         best, met = None, list(known)
         for number in range(1, SOFTENINGS + 1):
             masks = soften(
@@ -132,6 +134,11 @@ class _Healing:
             if not best.residual:
                 break
         return best
+
+    def _cost(self, steps: Sequence[Step]) -> float:
+        """Accuracy on the slice that the last of some steps has left behind."""
+        assert self.scanned.trail is not None
+        return self.scanned.trail.start[0] - steps[-1].accuracy if steps else 0.0
 
     @property
     def _old(self) -> tuple[Surrogate, ...]:
