@@ -3,7 +3,8 @@
 Two questions are asked of the surrogates (`rnp_hub.surrogate`), in units of the margin that the
 network has on clean pictures:
 
-- *gap*: how much further does the best surrogate of one label come than that of any other?
+- *gap*: how much further does the best surrogate of one label come than that of any other? The
+  other counts as at most as far from working as the first works.
 - *drop*: which share of its success is gone when a few filters are silenced that the clean task
   does not miss (`rnp_hub.guided`)? A backdoor dies of a handful of filters; a perturbation that
   every network has lives in all of them.
@@ -97,9 +98,10 @@ def suspicion(found: Mapping[str, Mapping[int, Surrogate]], unit: float) -> Susp
         order = sorted(by_label.values(), key=lambda each: each.margin, reverse=True)
         if len(order) < 2:
             continue
-        # One that fails on most pictures is no trigger, however far behind the others are.
-        first, second = (max(0.0, each.margin) for each in order[:2])
-        gap = (first - second) / max(unit, 1e-9)
+        # One that fails on average is no trigger, however far behind the others are; and of one
+        # that barely works, the distance to those that fail is mostly theirs.
+        first = max(0.0, order[0].margin)
+        gap = (first - max(order[1].margin, -first)) / max(unit, 1e-9)
         if best is None or gap > best[0]:
             best = (gap, kind, order[0].label)
     if best is None:

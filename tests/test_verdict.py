@@ -56,9 +56,16 @@ def test_what_hardly_works_is_not_followed() -> None:
 
 
 def test_one_that_fails_stands_out_nowhere() -> None:
-    suspected = suspicion(found(patch=[-5.0, -40.0, -80.0], warp=[2.0, -9.0, -9.0]), UNIT)
+    suspected = suspicion(found(patch=[-5.0, -40.0, -80.0], warp=[2.0, 1.0, -9.0]), UNIT)
     assert suspected is not None
-    assert (suspected.kind, suspected.gap) == ("warp", 2.0 / UNIT)
+    assert (suspected.kind, suspected.gap) == ("warp", 1.0 / UNIT)
+
+
+@pytest.mark.parametrize(("second", "gap"), [(1.0, 1.0), (-1.5, 3.5), (-2.0, 4.0), (-9.0, 4.0)])
+def test_others_fail_by_no_more_than_the_first_works(second: float, gap: float) -> None:
+    suspected = suspicion(found(warp=[second, 2.0]), UNIT)
+    assert suspected is not None
+    assert (suspected.label, suspected.gap) == (1, gap / UNIT)
 
 
 @pytest.mark.parametrize("surrogates", [{}, found(patch=[1.0])])

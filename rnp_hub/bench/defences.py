@@ -213,7 +213,7 @@ class About:
 
 ABOUT: Mapping[str, About] = {
     "none": About("the network as it is", 0),
-    "ours": About("rnp-hub, default recipe", 30, version=4),
+    "ours": About("rnp-hub, default recipe", 30, version=5),
     "random": About("as many random filters as ours", 1),
     "rnp-0.7": About("Li et al. 2023, the reference's numbers, masks up to 0.7", 15),
     "rnp-2pt": About("Li et al. 2023, the reference's numbers, two points of accuracy", 20),
