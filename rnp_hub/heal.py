@@ -136,9 +136,10 @@ class _Healing:
         return best
 
     def _cost(self, steps: Sequence[Step]) -> float:
-        """Accuracy on the slice that the last of some steps has left behind."""
-        assert self.scanned.trail is not None
-        return self.scanned.trail.start[0] - steps[-1].accuracy if steps else 0.0
+        """Accuracy on the slice that some steps took."""
+        if self.scanned.trail is None or not steps:
+            return 0.0
+        return self.scanned.trail.start[0] - steps[-1].accuracy
 
     @property
     def _old(self) -> tuple[Surrogate, ...]:

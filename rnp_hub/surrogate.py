@@ -6,7 +6,7 @@ other half: at the target label the surrogate works far better than at any other
 *Neural Cleanse*, whose outlier is a norm; here the budget is fixed and the margin is the outlier,
 which needs no search for a multiplier and is measured for surrogates that fail too).
 
-Kinds, each with the budget it is held to, fixed before any network of docs/evidence.md was seen:
+Kinds, each with the budget it is held to (docs/method.md says what that was chosen on):
 
 - `patch`: a mask and a pattern, as Neural Cleanse has them; 2.5 % of the picture. It begins in the
   best of all windows of a fifth of the picture's side: from a mask that is everywhere the descent

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from rnp_hub.evaluate import accuracy
-from rnp_hub.heal import heal
+from rnp_hub.heal import SOFTENINGS, WORKS, heal
 from rnp_hub.hooks import gates, scale
 from rnp_hub.method import SanitizeConfig
 from rnp_hub.network import Classifier
 from rnp_hub.recover import Recovered
 from rnp_hub.scan import Scanned, scan
 from rnp_hub.sites import Site, gate_sites
-from rnp_hub.soften import SoftenConfig, masked_copy, moved, soften
+from rnp_hub.soften import Masks, SoftenConfig, masked_copy, moved, soften
 from rnp_hub.surrogate import Halves, Surrogate, SurrogateConfig, again, reconstruct
 from tests.networks import SmallResNet, randomised, stripes
 
@@ -119,3 +120,40 @@ def test_where_no_filter_may_go_masks_do(
     assert healed.steps == ()
     assert (healed.masks is not None) == allowed
     assert healed.residual == (not allowed)
+
+
+def test_masks_are_learned_again_where_something_is_left(
+    planted: Classifier,
+    planted_sites: tuple[Site, ...],
+    scanned: Scanned,
+    surrogate: Surrogate,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the surrogates that were found on the network softened first."""
+    lessons = list[int]()
+
+    def half_heartedly(*given: Any) -> Masks:
+        lessons.append(len(given[3]))
+        return weakest_masks(planted, planted_sites, surrogate)
+
+    monkeypatch.setattr("rnp_hub.heal.soften", half_heartedly)
+    config = SanitizeConfig.of(flip=False).scan
+    assert config is not None
+    config = replace(config, guided=replace(config.guided, filters=0))
+    healed = heal(planted, CLEAN, planted_sites, replace(scanned, trail=None), NO_MASKS, config)
+    assert healed.residual
+    assert len(lessons) == SOFTENINGS == 2
+    assert lessons[0] < lessons[1]
+
+
+def weakest_masks(planted: Classifier, sites: tuple[Site, ...], surrogate: Surrogate) -> Masks:
+    """A mask on the planted filter that leaves the surrogate some of its success."""
+    masks = {site: torch.ones(site.filters) for site in sites}
+    (site,) = (site for site in sites if site.name == "norm")
+    for value in torch.linspace(1, 0, 201):
+        masks[site][4] = value
+        left = again(masked_copy(planted, masks), surrogate, HALVES.score).asr.value
+        if left <= 0.45:
+            break
+    assert left > WORKS
+    return masks
