@@ -93,7 +93,7 @@ def write_onnx(
     file.parent.mkdir(parents=True, exist_ok=True)
     wrapped = _OnlyLogits(module, output).eval()
     failures = dict[str, Exception]()
-    any_size = _is_convolutional(wrapped, probe) and _takes_other_sizes(wrapped, probe)
+    any_size = _takes_other_sizes(wrapped, probe)
     for rung in (rung for rung in LADDER if any_size or not rung.any_size):
         try:
             _export(file, wrapped, probe, rung)
@@ -286,40 +286,33 @@ def _uneven(probe: Tensor) -> Iterator[Tensor]:
     yield from probe[4:].split(128) if len(probe) > 4 else ()
 
 
+OPEN_ENDED = ("bmm", "baddbmm", "constant_pad_nd")
+"""Operations of networks that take any size by padding to whole windows or strides. With each the
+formula of the size grows, at last by more than exporters come to an end with."""
+
+
 class _Convolutions(TorchDispatchMode):
     """Notes whether there is more than convolutions: attention, or padding that is worked out."""
 
     alone = True
 
     def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         name = func.overloadpacket.__name__
         self.alone &= name not in OPEN_ENDED and "dot_product_attention" not in name
         return func(*args, **(kwargs or {}))
 
 
-OPEN_ENDED = ("bmm", "baddbmm", "constant_pad_nd")
-"""Operations of networks that take any size by padding to whole windows or strides. With each the
-formula of the size grows, at last by more than exporters come to an end with."""
-
-
-@torch.no_grad()
-def _is_convolutional(module: nn.Module, probe: Tensor) -> bool:
-    convolutions = _Convolutions()  # type: ignore[no-untyped-call]
-    with convolutions:
-        module(probe[:2])
-    return convolutions.alone
-
-
 def _takes_other_sizes(module: nn.Module, probe: Tensor) -> bool:
-    """Asked first, since an export takes longer than an answer."""
+    """Whether it is all convolutions and answers; asked first, since an export takes longer."""
+    convolutions = _Convolutions()  # type: ignore[no-untyped-call]
     try:
-        return all(len(logits(module, part)) == len(part) for part in _other_sizes(probe))
+        with convolutions:
+            logits(module, probe[:2])
+        return convolutions.alone and all(
+            len(logits(module, part)) == len(part) for part in _other_sizes(probe)
+        )
     except Exception:  # networks refuse a size in many ways
         return False
 

@@ -51,6 +51,8 @@ _TARGETS = {
     "a-blend": 8, "filter": 9, "awp": 2, "blend-photo": 6,
 }  # fmt: skip
 """The label each attack asks for where nothing else is said."""
+_ELSEWHERE = ("badnets", "wanet", "blend", "dynamic")
+"""Attacks that are tuned into networks of other widths and kinds."""
 
 
 def _with(base: Victim, attacks: Sequence[str], rate: float | None = None) -> Iterator[Victim]:
@@ -99,7 +101,7 @@ def _half() -> Iterator[Victim]:
     base = Victim("resnet18-half")
     yield base
     yield from _with(base, ["wanet", "trojan", "sig", "cl", "dynamic"])
-    yield from _with(replace(base, tuned=True), ["badnets", "wanet", "blend", "dynamic"])
+    yield from _with(replace(base, tuned=True), _ELSEWHERE)
 
 
 def _others() -> Iterator[Victim]:
@@ -108,7 +110,7 @@ def _others() -> Iterator[Victim]:
         style = "adamw" if network in ("convnext", "vit") else "sgd"
         base = Victim(network, style=style)
         yield base
-        yield from _with(replace(base, tuned=True), ["badnets", "wanet", "blend", "dynamic"])
+        yield from _with(replace(base, tuned=True), _ELSEWHERE)
 
 
 GRID: tuple[Victim, ...] = (
