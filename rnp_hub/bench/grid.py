@@ -46,9 +46,11 @@ class Draw:
 _TUNED = Victim(tuned=True)
 _SECOND = Victim(seed=1, style="smooth", tuned=True)
 _SHORT = Victim(seed=4, style="short")
+_BLIND = (Victim(seed=2), Victim(seed=5, style="smooth"))
+"""Trainings that nothing was chosen on."""
 _TARGETS = {
     "badnets": 0, "wanet": 2, "blend": 3, "sig": 5, "trojan": 7, "dynamic": 1, "cl": 4, "lira": 6,
-    "a-blend": 8, "filter": 9, "awp": 2, "blend-photo": 6,
+    "a-blend": 8, "filter": 9, "awp": 2, "blend-photo": 6, "warp": 2,
 }  # fmt: skip
 """The label each attack asks for where nothing else is said."""
 _ELSEWHERE = ("badnets", "wanet", "blend", "dynamic")
@@ -63,12 +65,21 @@ def _with(base: Victim, attacks: Sequence[str], rate: float | None = None) -> It
 def _small() -> Iterator[Victim]:
     """Clean networks of a quarter of the width, poisoned in three epochs; a second training."""
     yield Victim()
-    yield from _with(_TUNED, list(_TARGETS))
+    yield from _with(_TUNED, [attack for attack in _TARGETS if attack != "warp"])
     yield replace(_SECOND, tuned=False)
     yield replace(_SECOND, attack="badnets", target=5, rate=0.01)
     yield replace(_SECOND, attack="wanet", target=0)
     yield from _with(_SECOND, ["badnets", "blend", "sig", "trojan", "filter"])
     yield from _with(_SECOND, ["blend", "trojan", "dynamic", "filter", "lira"], 0.01)
+
+
+def _blind() -> Iterator[Victim]:
+    """Poisoned in three epochs, on trainings that nothing was chosen on; a warp from scratch."""
+    for base in _BLIND:
+        yield from _with(
+            replace(base, tuned=True), ["trojan", "sig", "badnets", "blend", "filter", "blend-photo"]
+        )
+    yield from _with(_BLIND[0], ["warp"])
 
 
 def _controls() -> Iterator[Victim]:
@@ -77,7 +88,7 @@ def _controls() -> Iterator[Victim]:
         yield Victim(seed=seed, style=style)
     yield Victim("resnet18-half", seed=9)
     yield Victim("resnet18-half", seed=10, style="smooth")
-    for clean in (Victim(), replace(_SECOND, tuned=False), _SHORT):
+    for clean in (Victim(), replace(_SECOND, tuned=False), _SHORT, *_BLIND):
         yield replace(clean, tuned=True)
     for seed in range(11, 15):
         yield Victim(seed=seed, style="short")
@@ -114,11 +125,14 @@ def _others() -> Iterator[Victim]:
 
 
 GRID: tuple[Victim, ...] = (
-    *_small(), *_controls(), *_short(), *_half(), *_from_scratch(), *_others(),
+    *_small(), *_blind(), *_controls(), *_short(), *_half(), *_from_scratch(), *_others(),
 )  # fmt: skip
 """All networks, the most important first."""
 
-SLICED: tuple[Victim, ...] = tuple(_with(_TUNED, ["badnets", "blend", "wanet"]))
+SLICED: tuple[Victim, ...] = (
+    *_with(replace(_BLIND[0], tuned=True), ["trojan", "blend"]),
+    *_with(_BLIND[0], ["warp"]),
+)
 SLICES = (*(Draw(seed=seed) for seed in range(5)), *(Draw(n) for n in (50, 100, 250, 1000)))
 """Networks on which our method is measured with other clean pictures, and those."""
 
