@@ -156,6 +156,14 @@ def test_what_was_asked_and_whether_it_is_met() -> None:
     }
 
 
+def test_forced_pruning_counts_on_clean_networks() -> None:
+    forced = [row(f"clean-{name}", "forced", (0.9, ca)) for name, ca in (("a", 0.9), ("b", 0.88))]
+    (goal,) = [goal for goal in tallies.goals([*ROWS, *forced]) if "--force" in goal.what]
+    assert goal.measured == "+0.0100, at most +0.0200, over 2 networks"
+    assert not goal.met, "one network loses two points"
+    assert tallies.summaries([*ROWS, *forced]) == tallies.summaries(ROWS)
+
+
 def test_the_page() -> None:
     text = page(ROWS)
     assert "| `ft` | fine-tuning | 3 | 0.533 | 1.000 | +0.0000 | **0.533** | 0.050 |" in text

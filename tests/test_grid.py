@@ -163,7 +163,10 @@ def test_a_choice_of_the_grid() -> None:
     assert {pair.victim.attack for pair in wanet} == {"wanet"}
     assert [pair.defence for pair in wanet[:2]] == ["ft", "anp-best"]
     clean = Choice(["*-clean-sgd-s0"]).pairs()
-    assert "anp-best" not in {pair.defence for pair in clean}, "there is no trigger to peek at"
+    asked = {pair.defence for pair in clean}
+    assert "anp-best" not in asked, "there is no trigger to peek at"
+    assert "forced" in asked
+    assert "forced" not in {pair.defence for pair in Choice(["*-wanet-*"]).pairs()}
     slices = Choice(slices=True).pairs()
     assert {pair.defence for pair in slices} == {"ours"}
     assert len(slices) == 3 * len(SLICES)
@@ -202,7 +205,7 @@ def test_the_plan_on_the_command_line(tmp_path: Path) -> None:
     ("words", "sentence"),
     [
         (["--only", "no-such"], "no network of the grid is called 'no-such'; `--plan` lists"),
-        (["--defence", "magic"], "there is no defence 'magic'; there is none, ours, random"),
+        (["--defence", "magic"], "there is no defence 'magic'; there is none, ours, forced"),
     ],
 )
 def test_names_that_fit_nothing(words: list[str], sentence: str, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ pictures or two cores ask for others, docs/defences.md says which.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -98,11 +98,21 @@ def random_filters(count: int) -> Defend:
 
 def ours(classifier: Classifier, clean: ImageSet, seed: int) -> Defended:
     """The default recipe."""
+    return _sanitized(classifier, clean, SanitizeConfig.of(seed=seed))
+
+
+def forced(classifier: Classifier, clean: ImageSet, seed: int) -> Defended:
+    """The default recipe with `--force`, which prunes what the verdict acquits too."""
+    result = _sanitized(classifier, clean, SanitizeConfig.of(seed=seed, force=True))
+    return replace(result, judgement=None)  # the same as without `--force`
+
+
+def _sanitized(classifier: Classifier, clean: ImageSet, config: SanitizeConfig) -> Defended:
     result = sanitize(
         classifier.module,
         clean.images,
         clean.labels,
-        SanitizeConfig.of(seed=seed),
+        config,
         transform=classifier.transform,
         output=classifier.output,
         compute=classifier.compute,
@@ -181,6 +191,7 @@ def nc(classifier: Classifier, clean: ImageSet, seed: int) -> Defended:
 DEFENCES: Mapping[str, Defend] = {
     "none": none,
     "ours": ours,
+    "forced": forced,
     "rnp-0.7": rnp_fixed,
     "rnp-2pt": rnp_two_points,
     "ft": ft,
@@ -191,6 +202,9 @@ DEFENCES: Mapping[str, Defend] = {
     "nc": nc,
 }
 """All that need nothing but a network and the slice, by the name they have in the tables."""
+
+FORCED = "forced"
+"""Run on clean networks alone: what pruning costs a network that needs none."""
 
 RANDOM = "random"
 """See `random_filters`; as many as `ours` silenced."""
@@ -211,9 +225,13 @@ class About:
     version: int = 1
 
 
+_RECIPE = 5
+"""Version of the default recipe."""
+
 ABOUT: Mapping[str, About] = {
     "none": About("the network as it is", 0),
-    "ours": About("rnp-hub, default recipe", 30, version=5),
+    "ours": About("rnp-hub, default recipe", 30, _RECIPE),
+    "forced": About("rnp-hub with --force, on clean networks", 60, _RECIPE),
     "random": About("as many random filters as ours", 1),
     "rnp-0.7": About("Li et al. 2023, the reference's numbers, masks up to 0.7", 15),
     "rnp-2pt": About("Li et al. 2023, the reference's numbers, two points of accuracy", 20),

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from rnp_hub.bench.anp import adversarial_masks
-from rnp_hub.bench.defences import ABOUT, DEFENCES, RANDOM, Defended, random_filters
+from rnp_hub.bench.defences import ABOUT, DEFENCES, FORCED, RANDOM, Defended, random_filters
 from rnp_hub.bench.oracle import ANP_BEST, anp_best
 from rnp_hub.bench.rows import Key, Row, append, read
 from rnp_hub.bench.victims import CLASSES, PREPROCESS, STYLES, TUNED_EPOCHS, Studio, Trained, Victim
@@ -75,10 +75,9 @@ def _small() -> Iterator[Victim]:
 
 def _blind() -> Iterator[Victim]:
     """Poisoned in three epochs, on trainings that nothing was chosen on; a warp from scratch."""
+    attacks = ["trojan", "sig", "badnets", "blend", "filter", "blend-photo"]
     for base in _BLIND:
-        yield from _with(
-            replace(base, tuned=True), ["trojan", "sig", "badnets", "blend", "filter", "blend-photo"]
-        )
+        yield from _with(replace(base, tuned=True), attacks)
     yield from _with(_BLIND[0], ["warp"])
 
 
@@ -125,7 +124,7 @@ def _others() -> Iterator[Victim]:
 
 
 GRID: tuple[Victim, ...] = (
-    *_small(), *_blind(), *_controls(), *_short(), *_half(), *_from_scratch(), *_others(),
+    *_small(), *_controls(), *_blind(), *_short(), *_half(), *_from_scratch(), *_others(),
 )  # fmt: skip
 """All networks, the most important first."""
 
@@ -178,7 +177,7 @@ class Choice:
             Pair(victim, defence)
             for victim in victims
             for defence in self._defences()
-            if victim.attack or defence != ANP_BEST
+            if defence != (FORCED if victim.attack else ANP_BEST)
         ]
 
     def _victims(self) -> list[Victim]:

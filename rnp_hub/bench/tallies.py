@@ -11,7 +11,7 @@ from statistics import fmean, median
 import numpy as np
 from numpy.typing import NDArray
 
-from rnp_hub.bench.defences import ABOUT
+from rnp_hub.bench.defences import ABOUT, FORCED
 from rnp_hub.bench.oracle import ANP_BEST
 from rnp_hub.bench.rows import Row
 from rnp_hub.evaluate import Rate
@@ -332,7 +332,8 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
     every = summaries(rows)
     found = next((each for each in every if each.defence == OURS), None)
     said = verdicts(rows)
-    return [*_healing(found), *_against(every), *_judging(said), *_leaving_alone(rows)]
+    untouched = (*_leaving_alone(rows), *_forcing(rows))
+    return [*_healing(found), *_against(every), *_judging(said), *untouched]
 
 
 def _healing(ours: Summary | None) -> list[Goal]:
@@ -391,3 +392,11 @@ def _leaving_alone(rows: Sequence[Row]) -> list[Goal]:
     changed = [row for row in clean if row.silenced]
     shown = f"{len(clean) - len(changed)} of {len(clean)} unchanged"
     return [Goal("clean networks left as they are", "all", shown, not changed)]
+
+
+def _forcing(rows: Sequence[Row]) -> list[Goal]:
+    drops = [row.drop for row in standard(rows) if row.defence == FORCED]
+    if not drops:
+        return []
+    shown = f"{fmean(drops):+.4f}, at most {max(drops):+.4f}, over {len(drops)} networks"
+    return [Goal("CA drop on clean networks with `--force`", "≤ 0.01", shown, max(drops) <= 0.01)]
