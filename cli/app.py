@@ -95,6 +95,13 @@ def sanitize(
         bool,
         typer.Option(help="Give filters masks between 0 and 2 where pruning leaves something."),
     ] = True,
+    fine_tune: Annotated[
+        int,
+        typer.Option(help="Epochs of fine-tuning on the slice after pruning; 0 for none.", min=0),
+    ] = 0,
+    bn_stats: Annotated[
+        bool, typer.Option(help="Re-estimate BatchNorm statistics on the slice after pruning.")
+    ] = False,
     optimize: Annotated[
         Optimize,
         typer.Option(help="size: remove every silenced filter; latency: where that is faster."),
@@ -154,6 +161,8 @@ def sanitize(
         overwrite=overwrite or force,
         force=force,
         soften=soften,
+        fine_tune=fine_tune,
+        bn_stats=bn_stats,
         flip=flip,
         push=make_push_job(push_to, public=public, create_pr=create_pr, force=force),
         optimize=optimize.value,

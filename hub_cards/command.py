@@ -16,6 +16,11 @@ def command(report: RunReport) -> str:
             words += [f"--{name}", str(value)]
     if "surrogate" in report.config and "soften" not in report.config:
         words.append("--no-soften")
+    refined = report.config.get("refine", {})
+    if refined.get("fine_tune"):
+        words += ["--fine-tune", str(refined["fine_tune"])]
+    if refined.get("bn_stats"):
+        words.append("--bn-stats")
     flip = report.config.get("flip")
     if flip is not None:
         words.append("--flip" if flip else "--no-flip")

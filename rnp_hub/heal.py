@@ -77,6 +77,24 @@ def heal(
     return work.softened(pruned, known) or pruned
 
 
+def reviewed(
+    healed: Healed, network: Classifier, clean: ImageSet, scanned: Scanned, config: ScanConfig
+) -> Healed:
+    """The same of a network that was changed again since: what is left now?
+
+    Args:
+        healed: what was done to it before.
+        network: as it is now.
+        clean: the clean slice.
+        scanned: what the scan of the original found.
+        config: as in the scan.
+    """
+    network, clean = as_pixels(network, clean)
+    work = _Healing(network, clean, (), scanned, config, quiet)
+    fresh = work.fresh(network, ROUNDS + SOFTENINGS + 1)
+    return work.healed(network, healed.steps, healed.masks, fresh)
+
+
 @dataclass(frozen=True)
 class _Healing:
     """One network that is healed."""
@@ -95,7 +113,7 @@ class _Healing:
         known = list(self._old)
         fresh: list[Surrogate] = []
         for number in range(1, ROUNDS + 1):
-            fresh = self._fresh(self._without(steps), number)
+            fresh = self.fresh(self._without(steps), number)
             alive = self._alive(fresh)
             if not alive or number == ROUNDS:
                 break
@@ -108,7 +126,7 @@ class _Healing:
             if not trail.best:
                 break
             steps = (*steps, *trail.best)
-        return self._healed(self._without(steps), steps, None, fresh), known
+        return self.healed(self._without(steps), steps, None, fresh), known
 
     def softened(self, pruned: Healed, known: Sequence[Surrogate]) -> Healed | None:
         """With masks on the filters that stay; `None` where that is too dear or no better."""
@@ -128,8 +146,8 @@ class _Healing:
             found = masked_copy(self.original, masks)
             if self._strongest(found, known) > WORTH * strength:
                 break
-            fresh = self._fresh(found, ROUNDS + number)
-            best = self._healed(found, steps, masks, fresh)
+            fresh = self.fresh(found, ROUNDS + number)
+            best = self.healed(found, steps, masks, fresh)
             met += [each for each in fresh if each.asr.value > WORKS]
             if not best.residual:
                 break
@@ -149,7 +167,7 @@ class _Healing:
     def _without(self, steps: Iterable[Step]) -> Classifier:
         return silenced_copy(self.original, self.sites, [step.filter for step in steps])
 
-    def _fresh(self, network: Classifier, number: int) -> list[Surrogate]:
+    def fresh(self, network: Classifier, number: int) -> list[Surrogate]:
         """New surrogates of the kinds that worked, for the suspected label alone."""
         kinds = tuple(dict.fromkeys(each.kind for each in self._old))
         asked: SurrogateConfig = self.config.surrogate
@@ -178,7 +196,7 @@ class _Healing:
         held_out = self.scanned.halves.score
         return max(again(network, each, held_out).asr.value for each in surrogates)
 
-    def _healed(
+    def healed(
         self,
         network: Classifier,
         steps: tuple[Step, ...],

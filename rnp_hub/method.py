@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rnp_hub.compute import Compute, mark_memory, peak_since_mark_mib
 from rnp_hub.errors import ConfigError, DataError
 from rnp_hub.guided import GuidedConfig
-from rnp_hub.heal import MAX_MASK, Healed, heal
+from rnp_hub.heal import MAX_MASK, Healed, heal, reviewed
 from rnp_hub.hooks import scale
 from rnp_hub.network import (
     Classifier,
@@ -30,6 +30,7 @@ from rnp_hub.network import (
 from rnp_hub.progress import Progress, quiet
 from rnp_hub.prune import PruneConfig, Pruned, prune, pruned_of
 from rnp_hub.recover import RecoverConfig, Recovered, recover
+from rnp_hub.refine import RefineConfig, check_refinable, refine
 from rnp_hub.scan import LARGE, ScanConfig, Scanned, scan
 from rnp_hub.sites import Site, gate_sites
 from rnp_hub.slim import EXAMPLES, Optimize, Slimmed, slim
@@ -57,6 +58,7 @@ class SanitizeConfig:
         recipe: the name they came from.
         surrogate, guided: of a scan; `None` for a recipe that comes to no verdict.
         soften: of what pruning leaves; `None` where filters may only be silenced.
+        refine: what is done to a network after pruning; `None` for nothing.
         force: prune a network too that the verdict acquits.
     """
 
@@ -67,6 +69,7 @@ class SanitizeConfig:
     surrogate: SurrogateConfig | None = None
     guided: GuidedConfig | None = None
     soften: SoftenConfig | None = None
+    refine: RefineConfig | None = None
     force: bool = False
 
     @property
@@ -103,6 +106,8 @@ class SanitizeConfig:
         threshold: float | None = None,
         force: bool = False,
         soften: bool = True,
+        fine_tune: int = 0,
+        bn_stats: bool = False,
     ) -> SanitizeConfig:
         """The settings of a recipe.
 
@@ -112,6 +117,8 @@ class SanitizeConfig:
         `reference` has the numbers of the authors' code (stop at 20 %, weight decay 5e-4, clipping
         that clips nothing), `paper` those of the paper (stop at 10 %, weight decay 5e-2); both take
         ≤ 20 epochs of SGD at 0.01 and, since neither says where to stop, prune by accuracy.
+        What any of them changed can be tuned for `fine_tune` epochs on the slice and have its
+        BatchNorm statistics re-estimated there (`rnp_hub.refine`).
 
         Raises:
             ConfigError: an unknown recipe, or a value out of range.
@@ -132,8 +139,10 @@ class SanitizeConfig:
             raise ConfigError(f"there is no recipe {recipe!r}; there is {', '.join(RECIPES)}")
         unlearn = replace(unlearning[recipe], seed=seed, flip=flip)
         recover, pruning = RecoverConfig(seed=seed, flip=flip), PruneConfig(max_ca_drop, threshold)
+        after = RefineConfig(fine_tune, bn_stats, flip=flip, seed=seed)
+        refining = after if fine_tune or bn_stats else None
         if recipe != "default" or threshold is not None:
-            return SanitizeConfig(unlearn, recover, pruning, recipe)
+            return SanitizeConfig(unlearn, recover, pruning, recipe, refine=refining)
         budget = ON_THE_SLICE * max_ca_drop
         return SanitizeConfig(
             unlearn,
@@ -143,6 +152,7 @@ class SanitizeConfig:
             SurrogateConfig(seed=seed),
             GuidedConfig(budget, guard=2 * GUARD * budget, flip=flip, seed=seed),
             SoftenConfig(max_ca_drop=budget, flip=flip, seed=seed) if soften else None,
+            refining,
             force,
         )
 
@@ -153,12 +163,14 @@ class Sanitized:
 
     Attributes:
         module: the drop-in: the caller's architecture, weights of 0 for every silenced filter, and
-            masks multiplied into the others where the network was softened.
+            masks multiplied into the others where the network was softened; all of them other
+            than they were where it was refined.
         slim: the smaller network that computes the same, and the proof.
         unlearned, recovered, pruned: what each stage found; no masks are learned for a network that
             the verdict acquits.
         timing_s, memory_mib: seconds, and peak memory of the process, by stage.
         scanned, healed: of a recipe that comes to a verdict, and of a network that needed healing.
+        refined: what was done after pruning; `None` where nothing was.
     """
 
     module: nn.Module
@@ -170,6 +182,7 @@ class Sanitized:
     memory_mib: dict[str, float]
     scanned: Scanned | None = None
     healed: Healed | None = None
+    refined: RefineConfig | None = None
 
 
 T = TypeVar("T")
@@ -220,6 +233,7 @@ def sanitize(
         progress: told what is going on.
 
     Raises:
+        ConfigError: BatchNorm statistics shall be re-estimated, and there are none.
         ModelError: the network has nothing to mask, broken weights, or other outputs than logits.
         DataError: pictures and labels do not fit each other or the network.
         ProofError: the slim network does not compute the same.
@@ -229,9 +243,13 @@ def sanitize(
     original = Classifier(module, transform, compute, output).copy()
     clean = ImageSet(clean_images.cpu(), clean_labels.long().cpu())
     sites = _check(original, clean)
+    if config.refine is not None:
+        check_refinable(original.module, config.refine)
     config = config.affordable(*clean.images.shape[2:])
     work = _Work(original, clean, sites, config, Stopwatch(), progress)
     found = work.published() if config.scan is None else work.scanned(config.scan)
+    if config.refine is not None and found.changed:
+        found = work.refined(found, config.refine)
     dense = on_cpu(found.pruned.classifier.module)
     example = transform(clean.images[:EXAMPLES])
     slimmed = work.watch.time(
@@ -251,6 +269,13 @@ class _Found:
     pruned: Pruned
     scanned: Scanned | None = None
     healed: Healed | None = None
+    refined: RefineConfig | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether a weight is not that of the original."""
+        softened = self.healed is not None and self.healed.masks is not None
+        return softened or self.pruned.count > 0
 
 
 @dataclass(frozen=True)
@@ -296,6 +321,22 @@ class _Work:
         if healed.masks is not None:
             scale(pruned.classifier.module, healed.masks)
         return _Found(found.unlearned, recovered, pruned, found, healed)
+
+    def refined(self, found: _Found, asked: RefineConfig) -> _Found:
+        """The same, tuned further; what is left of the surrogates is measured again."""
+        silenced = {
+            site: found.pruned.silenced[site.name]
+            for site in self.sites
+            if site.name in found.pruned.silenced
+        }
+        result = self.watch.time(
+            "refine", lambda: refine(found.pruned.classifier, silenced, self.clean, asked)
+        )
+        healed, scan = found.healed, self.config.scan
+        if healed is not None and found.scanned is not None and scan is not None:
+            healed = reviewed(healed, result, self.clean, found.scanned, scan)
+        pruned = replace(found.pruned, classifier=result)
+        return replace(found, pruned=pruned, healed=healed, refined=asked)
 
     def _recovered(self, unlearned: Unlearned) -> Recovered:
         return self.watch.time(

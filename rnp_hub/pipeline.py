@@ -121,6 +121,7 @@ class SanitizeJob:
         overwrite: replace a folder that an earlier run made.
         force: prune a network too that the verdict acquits.
         soften: give filters masks where pruning leaves something.
+        fine_tune, bn_stats: what is done to a network that was changed; see `RefineConfig`.
         push: where the folder goes afterwards; `None` for nowhere.
         optimize: of the slim network, see `slim.slim`.
         latency: measure how fast the networks are, before and after.
@@ -134,6 +135,8 @@ class SanitizeJob:
     overwrite: bool = False
     force: bool = False
     soften: bool = True
+    fine_tune: int = 0
+    bn_stats: bool = False
     flip: bool | None = None
     push: PushJob | None = None
     optimize: Optimize = "size"
@@ -159,6 +162,8 @@ class SanitizeJob:
             threshold=self.threshold,
             force=self.force,
             soften=self.soften,
+            fine_tune=self.fine_tune,
+            bn_stats=self.bn_stats,
         )
 
 
@@ -558,7 +563,7 @@ def _asked(job: Job, opened: Opened) -> dict[str, object]:
 
 
 def _stages(config: SanitizeConfig) -> dict[str, object]:
-    stages = ("unlearn", "recover", "prune", "surrogate", "guided", "soften")
+    stages = ("unlearn", "recover", "prune", "surrogate", "guided", "soften", "refine")
     found = {name: getattr(config, name) for name in stages}
     known = {name: asdict(stage) for name, stage in found.items() if stage is not None}
     return {"flip": config.unlearn.flip, "forced": config.force, **known}

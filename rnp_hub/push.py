@@ -374,7 +374,9 @@ def _description(report: RunReport, deleted: tuple[str, ...]) -> str:
     lines = [
         f"Source: {source.repo_id or 'a local folder'}" + (f"@{source.sha}" if source.sha else ""),
         f"Filters: {prune.silenced} of {prune.filters} silenced, {slim.removed} removed"
-        + (f", {prune.softened} softened" if prune.softened else ""),
+        + (f", {prune.softened} softened" if prune.softened else "")
+        + (f", fine-tuned for {prune.fine_tuned} epochs" if prune.fine_tuned else "")
+        + (", BatchNorm statistics re-estimated" if prune.bn_stats else ""),
         f"Clean accuracy: {before.value:.2%} before, {after.value:.2%} after (n = {after.n})",
         *([f"Deleted: {', '.join(deleted)}"] if deleted else []),
     ]

@@ -160,6 +160,8 @@ def prune_record(result: Sanitized) -> PruneRecord:
         threshold=pruned.threshold,
         silenced=pruned.count,
         softened=_softened(result),
+        fine_tuned=result.refined.fine_tune if result.refined else 0,
+        bn_stats=bool(result.refined and result.refined.bn_stats),
         filters=pruned.filters,
         per_layer=pruned.silenced,
         slice_accuracy=tuple(round(value, 6) for value in pruned.accuracies),

@@ -154,7 +154,8 @@ class PruneRecord:
     """What was silenced, and by which rule.
 
     `tried` is empty under a fixed threshold, where filters go all at once. `softened` counts the
-    filters that stay and whose weights were multiplied by a mask.
+    filters that stay and whose weights were multiplied by a mask. `fine_tuned` is the number of
+    epochs on the slice afterwards, `bn_stats` whether BatchNorm statistics were re-estimated there.
     """
 
     rule: str
@@ -166,6 +167,8 @@ class PruneRecord:
     mask_histogram: MaskHistogram | None = None
     tried: tuple[TriedFilter, ...] = ()
     softened: int = 0
+    fine_tuned: int = 0
+    bn_stats: bool = False
 
     @property
     def changed(self) -> int:

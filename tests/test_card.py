@@ -245,6 +245,17 @@ def test_softening_is_named(silenced: int) -> None:
     assert "**Softened:**" not in render(SURROGATE)
 
 
+def test_what_was_done_after_pruning_is_named() -> None:
+    prune = replace(SURROGATE.prune, fine_tuned=5, bn_stats=True)
+    config = SURROGATE.config | {"refine": {"fine_tune": 5, "bn_stats": True}}
+    card = render(replace(SURROGATE, prune=prune, config=config))
+    assert "**Fine-tuned:** after that all weights were tuned for 5 epochs on the same" in card
+    assert "**BatchNorm statistics** were re-estimated on the same clean pictures." in card
+    assert " --fine-tune 5 --bn-stats" in card
+    plain = render(SURROGATE)
+    assert not any(word in plain for word in ("Fine-tuned", "re-estimated", "--bn-stats"))
+
+
 def test_a_run_without_softening_says_how() -> None:
     scan = {"surrogate": {}, "guided": {}}
     assert " --no-soften " in render(replace(TIMM, config=TIMM.config | scan))

@@ -40,6 +40,8 @@ ORDER = [
     "soften",
     "scan",
     "heal",
+    "tune",
+    "refine",
     "edits",
     "removal",
     "pace",

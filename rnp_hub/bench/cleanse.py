@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rnp_hub.bench.tuning import Tuning, tune
 from rnp_hub.compute import seeded
 from rnp_hub.network import Classifier, ImageSet, on_cpu
+from rnp_hub.tune import Tuning, tune
 
 
 @dataclass(frozen=True)
