@@ -4,7 +4,8 @@ Two questions are asked of the surrogates (`rnp_hub.surrogate`), in units of the
 network has on clean pictures:
 
 - *gap*: how much further does the best surrogate of one label come than that of any other? The
-  other counts as at most as far from working as the first works.
+  other counts as at most as far from working as the first works. A loud wave leads to some label in
+  every network, so that it has to come five times as far.
 - *drop*: which share of its success is gone when a few filters are silenced that the clean task
   does not miss (`rnp_hub.guided`)? A backdoor dies of a handful of filters; a perturbation that
   every network has lives in all of them.
@@ -16,7 +17,7 @@ surrogate covers: that is undecided.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rnp_hub.guided import Trail
@@ -34,6 +35,10 @@ led to some label, and a few filters are most of what it knows (docs/method.md).
 STUBBORN = 0.25
 """Least drop that is counted: a gap that nothing closes still says something."""
 
+NATURAL: Mapping[str, float] = {"wave": 5.0}
+"""How many times as far ahead a surrogate of a kind must be as one of another kind. Every clean
+network has a label that some loud wave leads to, by up to a clean margin ahead of all others."""
+
 LIVE = 0.3
 """Surrogate ASR from which on a surrogate is worth following."""
 
@@ -49,7 +54,7 @@ class Suspicion:
     Attributes:
         label: which.
         kind: the kind of surrogate in which it does.
-        gap: by how much, in units of the clean margin, at least 0.
+        gap: by how much, see `ahead`, at least 0.
         surrogates: those for the label that are worth following, the most telling first.
     """
 
@@ -93,24 +98,33 @@ def suspicion(found: Mapping[str, Mapping[int, Surrogate]], unit: float) -> Susp
     Returns:
         `None` where fewer than two labels can be compared.
     """
-    best: tuple[float, str, int] | None = None
-    for kind, by_label in found.items():
-        order = sorted(by_label.values(), key=lambda each: each.margin, reverse=True)
-        if len(order) < 2:
-            continue
-        # One that fails on average is no trigger, however far behind the others are; and of one
-        # that barely works, the distance to those that fail is mostly theirs.
-        first = max(0.0, order[0].margin)
-        gap = (first - max(order[1].margin, -first)) / max(unit, 1e-9)
-        if best is None or gap > best[0]:
-            best = (gap, kind, order[0].label)
-    if best is None:
+    leaders = [
+        (kind, max(by_label.values(), key=lambda each: each.margin), by_label.values())
+        for kind, by_label in found.items()
+        if len(by_label) > 1
+    ]
+    if not leaders:
         return None
-    gap, kind, label = best
+    gap, kind, label = max(
+        ((ahead(each, rivals, unit), kind, each.label) for kind, each, rivals in leaders),
+        key=lambda found: found[0],
+    )
     of_label = [by_label[label] for by_label in found.values() if label in by_label]
     live = [each for each in of_label if each.asr.value >= LIVE or each.kind == kind]
     live.sort(key=lambda each: each.margin, reverse=True)
     return Suspicion(label, kind, gap, tuple(live))
+
+
+def ahead(leader: Surrogate, every: Iterable[Surrogate], unit: float) -> float:
+    """By how much the best surrogate of a kind is ahead of the next label's.
+
+    In units of the clean margin, of which a kind that works naturally is granted more (`NATURAL`).
+    """
+    # One that fails on average is no trigger, however far behind the others are; and of one that
+    # barely works, the distance to those that fail is mostly theirs.
+    first = max(0.0, leader.margin)
+    second = max(each.margin for each in every if each.label != leader.label)
+    return (first - max(second, -first)) / max(unit, 1e-9) / NATURAL.get(leader.kind, 1.0)
 
 
 def judge(suspected: Suspicion | None, trail: Trail | None, unlearned: Unlearned) -> Verdict:
@@ -147,5 +161,5 @@ def _drop(trail: Trail | None) -> float:
 
 def stands_out(fresh: Surrogate, others: Sequence[Surrogate], unit: float) -> bool:
     """Whether a surrogate is still ahead of any other label's, and works on half the pictures."""
-    ahead = all(fresh.margin > each.margin + CLEAN * unit for each in others)
-    return fresh.asr.value >= 0.5 and ahead
+    least = CLEAN * NATURAL.get(fresh.kind, 1.0) * unit
+    return fresh.asr.value >= 0.5 and all(fresh.margin > each.margin + least for each in others)

@@ -42,6 +42,7 @@ class Judgement:
         label: the suspected one.
         residual: something may be left.
         surrogate: surrogate ASR before and after, in [0, 1], by kind of trigger.
+        kind: of the surrogate that stands out.
     """
 
     backdoored: bool | None = None
@@ -49,6 +50,7 @@ class Judgement:
     label: int | None = None
     residual: bool | None = None
     surrogate: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    kind: str | None = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,8 @@ def _judgement(result: Sanitized) -> Judgement:
     after = {each.kind: each.asr.value for each in left if each.kind in before}
     pairs = {kind: (asr, after.get(kind, asr)) for kind, asr in before.items()}
     residual = result.healed.residual if result.healed else None
-    return Judgement(verdict.backdoored, verdict.score, verdict.label, residual, pairs)
+    kind = suspected.kind if suspected else None
+    return Judgement(verdict.backdoored, verdict.score, verdict.label, residual, pairs, kind)
 
 
 def rnp_fixed(classifier: Classifier, clean: ImageSet, seed: int) -> Defended:
@@ -225,7 +228,7 @@ class About:
     version: int = 1
 
 
-_RECIPE = 5
+_RECIPE = 6
 """Version of the default recipe."""
 
 ABOUT: Mapping[str, About] = {
