@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rnp_hub.bench import tallies
-from rnp_hub.bench.defences import Judgement
+from rnp_hub.bench.defences import ABOUT, Judgement
 from rnp_hub.bench.evidence import BEGIN, END, page
 from rnp_hub.bench.rows import Row, append
 from rnp_hub.evaluate import Rate
@@ -29,7 +29,7 @@ def row(
     fields = {"network": "resnet18-quarter", "attack": attack, "target": 3}
     rates = None if asr is None else (rate(asr[0]), rate(asr[1]))
     made = Row(
-        name, fields, "0" * 12, defence, 1, 500, 0,
+        name, fields, "0" * 12, defence, ABOUT[defence].version, 500, 0,
         ca=(rate(ca[0]), rate(ca[1])), asr=rates, twin=rate(0.05) if asr else None, seconds=10.0,
     )  # fmt: skip
     return Row(**{**vars(made), **others})
@@ -173,6 +173,14 @@ def test_the_page() -> None:
     assert "| *sig-a* | 0.900 / 0.500 |" in text
     assert "| clean-b | 0.900 | 0.900 | 7 |" in text
     assert "| badnets-b | `ft` | ModelError: it broke |" in text
+
+
+def test_rows_of_an_earlier_version_are_shown_and_count_in_nothing() -> None:
+    old = row("sig-z", "ours", (0.8, 0.8), (1.0, 0.9), version=1, judgement=said(False, 0.1))
+    assert tallies.summaries([*ROWS, old]) == tallies.summaries(ROWS)
+    assert tallies.goals([*ROWS, old]) == tallies.goals(ROWS)
+    assert "| sig-z | `ours` | 1 | 0.800 / 1.000 | 0.800 / 0.900 | 0.100 |" in page([*ROWS, old])
+    assert "Earlier versions" not in page(ROWS)
 
 
 def test_the_page_keeps_what_a_person_wrote(tmp_path: Path) -> None:

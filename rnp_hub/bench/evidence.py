@@ -70,7 +70,7 @@ def page(rows: Sequence[Row], drawn: Sequence[Picture] = ()) -> str:
     """Everything between the markers, in Markdown."""
     sections = (
         _targets, _defences, _networks, _clean, _surrogates, _verdicts, _slices, _seconds,
-        _troubles,
+        _troubles, _earlier,
     )  # fmt: skip
     parts = [part for section in sections if (part := "\n".join(section(rows)))]
     shown = [f"![{plain(each.alt)}]({each.path})" for each in drawn]
@@ -360,6 +360,27 @@ def _troubles(rows: Sequence[Row]) -> Iterator[str]:
         ("network", "defence", "why"),
         [(plain(row.name), f"`{row.defence}`", plain(row.error or "")) for row in found],
     )
+
+
+def _earlier(rows: Sequence[Row]) -> Iterator[str]:
+    found = [row for row in rows if row.ca and not row.is_current]
+    if not found:
+        return
+    yield "## Earlier versions\n"
+    yield (
+        "Measured with settings that are not today's, on networks that have not been made again "
+        "since; counted in nothing above.\n"
+    )
+    yield from _table(
+        ("network", "defence", "version", "CA / ASR before", "after", "score"),
+        [
+            (
+                plain(row.name), f"`{row.defence}`", row.version, _both(row, 0), _both(row, 1),
+                _three(row.judgement.score if row.judgement else None),
+            )
+            for row in found
+        ],
+    )  # fmt: skip
 
 
 # --- pictures ---------------------------------------------------------------------------------

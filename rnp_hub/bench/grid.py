@@ -46,8 +46,7 @@ class Draw:
 _TUNED = Victim(tuned=True)
 _SECOND = Victim(seed=1, style="smooth", tuned=True)
 _SHORT = Victim(seed=4, style="short")
-_BLIND = (Victim(seed=2), Victim(seed=5, style="smooth"))
-"""Trainings that nothing was chosen on."""
+_LATER = (Victim(seed=2), Victim(seed=5, style="smooth"))
 _TARGETS = {
     "badnets": 0, "wanet": 2, "blend": 3, "sig": 5, "trojan": 7, "dynamic": 1, "cl": 4, "lira": 6,
     "a-blend": 8, "filter": 9, "awp": 2, "blend-photo": 6, "warp": 2,
@@ -73,12 +72,12 @@ def _small() -> Iterator[Victim]:
     yield from _with(_SECOND, ["blend", "trojan", "dynamic", "filter", "lira"], 0.01)
 
 
-def _blind() -> Iterator[Victim]:
-    """Poisoned in three epochs, on trainings that nothing was chosen on; a warp from scratch."""
+def _later() -> Iterator[Victim]:
+    """Two more trainings, poisoned in three epochs, and one from the first epoch on."""
     attacks = ["trojan", "sig", "badnets", "blend", "filter", "blend-photo"]
-    for base in _BLIND:
+    for base in _LATER:
         yield from _with(replace(base, tuned=True), attacks)
-    yield from _with(_BLIND[0], ["warp"])
+    yield from _with(_LATER[0], ["warp", "cl"])
 
 
 def _controls() -> Iterator[Victim]:
@@ -87,7 +86,7 @@ def _controls() -> Iterator[Victim]:
         yield Victim(seed=seed, style=style)
     yield Victim("resnet18-half", seed=9)
     yield Victim("resnet18-half", seed=10, style="smooth")
-    for clean in (Victim(), replace(_SECOND, tuned=False), _SHORT, *_BLIND):
+    for clean in (Victim(), replace(_SECOND, tuned=False), _SHORT, *_LATER):
         yield replace(clean, tuned=True)
     for seed in range(11, 15):
         yield Victim(seed=seed, style="short")
@@ -124,13 +123,13 @@ def _others() -> Iterator[Victim]:
 
 
 GRID: tuple[Victim, ...] = (
-    *_small(), *_controls(), *_blind(), *_short(), *_half(), *_from_scratch(), *_others(),
+    *_small(), *_controls(), *_later(), *_short(), *_half(), *_from_scratch(), *_others(),
 )  # fmt: skip
 """All networks, the most important first."""
 
 SLICED: tuple[Victim, ...] = (
-    *_with(replace(_BLIND[0], tuned=True), ["trojan", "blend"]),
-    *_with(_BLIND[0], ["warp"]),
+    *_with(replace(_LATER[0], tuned=True), ["trojan", "blend"]),
+    *_with(_LATER[0], ["warp"]),
 )
 SLICES = (*(Draw(seed=seed) for seed in range(5)), *(Draw(n) for n in (50, 100, 250, 1000)))
 """Networks on which our method is measured with other clean pictures, and those."""
@@ -199,11 +198,7 @@ class Choice:
 
 def missing(pairs: Sequence[Pair], rows: Sequence[Row]) -> list[Pair]:
     """Those without a row of today's settings; a row with an error counts as none."""
-    good = {
-        row.key
-        for row in rows
-        if row.error is None and row.defence in ABOUT and row.version == ABOUT[row.defence].version
-    }
+    good = {row.key for row in rows if row.error is None and row.is_current}
     return [pair for pair in pairs if pair.key not in good]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from rnp_hub.bench.defences import Judgement
+from rnp_hub.bench.defences import ABOUT, Judgement
 from rnp_hub.errors import ConfigError, reason
 from rnp_hub.evaluate import Rate
 
@@ -69,6 +69,11 @@ class Row:
     @property
     def key(self) -> Key:
         return Key(self.name, self.defence, self.n, self.seed)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the defence has today's settings."""
+        return self.defence in ABOUT and self.version == ABOUT[self.defence].version
 
     @property
     def attack(self) -> str | None:

@@ -20,8 +20,12 @@ OURS = "ours"
 
 
 def standard(rows: Iterable[Row]) -> list[Row]:
-    """Rows with figures, of 500 clean pictures and seed 0."""
-    return [row for row in rows if row.ca is not None and (row.n, row.seed) == (500, 0)]
+    """Rows with figures and today's settings, of 500 clean pictures and seed 0."""
+    return [
+        row
+        for row in rows
+        if row.is_current and row.ca is not None and (row.n, row.seed) == (500, 0)
+    ]
 
 
 # --- defences ---------------------------------------------------------------------------------
@@ -294,7 +298,7 @@ def spreads(rows: Iterable[Row]) -> list[Spread]:
     """By network and size of the slice, where a network has more than one slice."""
     by_name: dict[str, dict[int, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        if row.defence == OURS and row.ca and row.asr:
+        if row.defence == OURS and row.is_current and row.ca and row.asr:
             by_name[row.name][row.n].append(row)
     return [
         _spread(name, n, sorted(found, key=lambda row: row.seed))
