@@ -68,6 +68,21 @@ def test_others_fail_by_no_more_than_the_first_works(second: float, gap: float) 
     assert (suspected.label, suspected.gap) == (1, gap / UNIT)
 
 
+def test_a_wave_has_to_come_further_than_those_of_clean_networks() -> None:
+    """Four units ahead, as no clean network's is, and one unit, as the most of them."""
+    for ahead, convicted in ((4.0, True), (1.0, False)):
+        suspected = suspicion(found(wave=[ahead * UNIT, 0.0], patch=[0.1, 0.0]), UNIT)
+        assert suspected is not None
+        assert suspected.kind == "wave"
+        verdict = judge(suspected, trail(0.9, 0.1), unlearned(50, 50))
+        assert verdict.backdoored is convicted
+    smaller = suspicion(found(wave=[2 * UNIT, 0.0], patch=[0.0, 0.5 * UNIT]), UNIT)
+    assert smaller is not None
+    assert (smaller.kind, smaller.label) == ("patch", 1), "a fifth of the wave's is less"
+    assert not stands_out(surrogate("wave", 0, 0.9 * UNIT), [surrogate("wave", 1, 0.0)], UNIT)
+    assert stands_out(surrogate("patch", 0, 0.9 * UNIT), [surrogate("patch", 1, 0.0)], UNIT)
+
+
 @pytest.mark.parametrize("surrogates", [{}, found(patch=[1.0])])
 def test_a_label_alone_is_compared_with_nothing(
     surrogates: Mapping[str, Mapping[int, Surrogate]],
