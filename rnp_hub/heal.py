@@ -10,10 +10,10 @@ from rnp_hub.network import Classifier, ImageSet
 from rnp_hub.progress import Progress, quiet
 from rnp_hub.prune import silenced_copy
 from rnp_hub.recover import Recovered
-from rnp_hub.scan import ScanConfig, Scanned, as_pixels
+from rnp_hub.scan import ScanConfig, Scanned, as_pixels, clean_margin
 from rnp_hub.sites import Site
 from rnp_hub.soften import Masks, masked_copy, soften
-from rnp_hub.surrogate import Surrogate, SurrogateConfig, again, reconstruct
+from rnp_hub.surrogate import Surrogate, SurrogateConfig, again, logits_of_all, reconstruct
 from rnp_hub.verdict import stands_out
 
 ROUNDS, SOFTENINGS = 3, 2
@@ -82,6 +82,9 @@ def reviewed(
 ) -> Healed:
     """The same of a network that was changed again since: what is left now?
 
+    New surrogates are compared with those of the original in the scale of its logits, which tuning
+    may stretch.
+
     Args:
         healed: what was done to it before.
         network: as it is now.
@@ -91,7 +94,12 @@ def reviewed(
     """
     network, clean = as_pixels(network, clean)
     work = _Healing(network, clean, (), scanned, config, quiet)
-    fresh = work.fresh(network, ROUNDS + SOFTENINGS + 1)
+    held_out = scanned.halves.score
+    unit = clean_margin(logits_of_all(network, held_out.images), held_out.labels)
+    fresh = [
+        replace(each, margin=each.margin * scanned.unit / unit)
+        for each in work.fresh(network, ROUNDS + SOFTENINGS + 1)
+    ]
     return work.healed(network, healed.steps, healed.masks, fresh)
 
 

@@ -30,7 +30,7 @@ from rnp_hub.network import (
 from rnp_hub.progress import Progress, quiet
 from rnp_hub.prune import PruneConfig, Pruned, prune, pruned_of
 from rnp_hub.recover import RecoverConfig, Recovered, recover
-from rnp_hub.refine import RefineConfig, check_refinable, refine
+from rnp_hub.refine import RefineConfig, Refined, check_refinable, refine
 from rnp_hub.scan import LARGE, ScanConfig, Scanned, scan
 from rnp_hub.sites import Site, gate_sites
 from rnp_hub.slim import EXAMPLES, Optimize, Slimmed, slim
@@ -170,7 +170,7 @@ class Sanitized:
             the verdict acquits.
         timing_s, memory_mib: seconds, and peak memory of the process, by stage.
         scanned, healed: of a recipe that comes to a verdict, and of a network that needed healing.
-        refined: what was done after pruning; `None` where nothing was.
+        refined: what was done after that; `None` where nothing was asked for or nothing pruned.
     """
 
     module: nn.Module
@@ -182,7 +182,7 @@ class Sanitized:
     memory_mib: dict[str, float]
     scanned: Scanned | None = None
     healed: Healed | None = None
-    refined: RefineConfig | None = None
+    refined: Refined | None = None
 
 
 T = TypeVar("T")
@@ -269,7 +269,7 @@ class _Found:
     pruned: Pruned
     scanned: Scanned | None = None
     healed: Healed | None = None
-    refined: RefineConfig | None = None
+    refined: Refined | None = None
 
     @property
     def changed(self) -> bool:
@@ -324,19 +324,18 @@ class _Work:
 
     def refined(self, found: _Found, asked: RefineConfig) -> _Found:
         """The same, tuned further; what is left of the surrogates is measured again."""
+        return self.watch.time("refine", lambda: self._refined(found, asked))
+
+    def _refined(self, found: _Found, asked: RefineConfig) -> _Found:
+        pruned, healed, scan = found.pruned, found.healed, self.config.scan
         silenced = {
-            site: found.pruned.silenced[site.name]
-            for site in self.sites
-            if site.name in found.pruned.silenced
+            site: pruned.silenced[site.name] for site in self.sites if site.name in pruned.silenced
         }
-        result = self.watch.time(
-            "refine", lambda: refine(found.pruned.classifier, silenced, self.clean, asked)
-        )
-        healed, scan = found.healed, self.config.scan
+        result = refine(pruned.classifier, silenced, self.clean, asked, self.progress)
         if healed is not None and found.scanned is not None and scan is not None:
-            healed = reviewed(healed, result, self.clean, found.scanned, scan)
-        pruned = replace(found.pruned, classifier=result)
-        return replace(found, pruned=pruned, healed=healed, refined=asked)
+            healed = reviewed(healed, result.classifier, self.clean, found.scanned, scan)
+        pruned = replace(pruned, classifier=result.classifier)
+        return replace(found, pruned=pruned, healed=healed, refined=result)
 
     def _recovered(self, unlearned: Unlearned) -> Recovered:
         return self.watch.time(

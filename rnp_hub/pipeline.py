@@ -40,6 +40,7 @@ from rnp_hub.records import (
     surrogates_before,
     verdict_record,
 )
+from rnp_hub.refine import check_refinable
 from rnp_hub.report import (
     FILE,
     CostsRecord,
@@ -330,8 +331,10 @@ def _sanitize(asked: SanitizeJob, progress: Progress, say: Say) -> tuple[RunRepo
     watch = Stopwatch()
     opened = watch.time("open", lambda: open_job(asked.job, say))
     clean = opened.data.clean.pictures
-    # A network without any site shall hear that first.
+    # A network without any site, or without what shall be re-estimated, shall hear that first.
     gate_sites(opened.model.module, opened.classifier.transform(clean.images[:2]))
+    if (refining := asked.config().refine) is not None:
+        check_refinable(opened.model.module, refining)
     _refuse_chance(opened)
     config = asked.config(flip=_flip(asked.flip, opened.data, say))
     config = config.affordable(*clean.images.shape[2:])
@@ -347,6 +350,8 @@ def _sanitize(asked: SanitizeJob, progress: Progress, say: Say) -> tuple[RunRepo
         optimize=asked.optimize,
         progress=progress,
     )
+    if config.refine is not None and result.refined is None:
+        say("no filter was cut or softened, so nothing is fine-tuned or re-estimated")
     watch.seconds |= result.timing_s
     watch.mib |= result.memory_mib
     after = watch.time("after", lambda: opened.score(result.module, "after", progress))

@@ -7,17 +7,20 @@ as one that was only pruned.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rnp_hub.compute import seeded
 from rnp_hub.errors import ConfigError
+from rnp_hub.evaluate import accuracy
 from rnp_hub.hooks import silence
 from rnp_hub.network import Classifier, ImageSet, augment, batches, evaluation_mode
+from rnp_hub.progress import Progress, quiet
 from rnp_hub.sites import Site
 from rnp_hub.tune import Tuning, cosine, tune
 
@@ -31,7 +34,7 @@ class RefineConfig:
         bn_stats: re-estimate the means and variances of all BatchNorm layers, after that.
         learning_rate: of SGD with momentum 0.9, falling to 0 along a cosine.
         passes: augmented copies of the slice that statistics are taken of.
-        batch_size: of these; of fine-tuning a `Tuning`'s.
+        batch_size: of these, at most; of fine-tuning a `Tuning`'s.
         flip: mirrored pictures keep their label.
         seed: of batches, crops and flips.
     """
@@ -47,6 +50,21 @@ class RefineConfig:
     def __post_init__(self) -> None:
         if self.fine_tune < 0:
             raise ConfigError(f"{self.fine_tune} epochs of fine-tuning are too few; give 0 or more")
+
+
+@dataclass(frozen=True)
+class Refined:
+    """A refined network.
+
+    Attributes:
+        classifier: a copy of the pruned one.
+        config: what was done.
+        accuracy: on the slice afterwards, in [0, 1].
+    """
+
+    classifier: Classifier
+    config: RefineConfig
+    accuracy: float
 
 
 def check_refinable(module: nn.Module, config: RefineConfig) -> None:
@@ -67,24 +85,47 @@ def refine(
     silenced: Mapping[Site, Sequence[int]],
     clean: ImageSet,
     config: RefineConfig,
-) -> Classifier:
-    """A refined copy of a pruned network.
+    progress: Progress = quiet,
+) -> Refined:
+    """Refine a copy of a pruned network.
 
     Args:
         classifier: the pruned network; left as it was.
         silenced: its silenced filters, which stay so.
         clean: the clean slice, (n, C, H, W) with labels.
         config: see `RefineConfig`.
+        progress: told how far fine-tuning is.
     """
-    refined = classifier.copy()
+    copy = classifier.copy()
     if config.fine_tune:
-        epochs, peak = config.fine_tune, config.learning_rate
-        tuning = Tuning(epochs, lambda epoch: cosine(peak, epoch, epochs), flip=config.flip)
-        silent = {site: tuple(filters) for site, filters in silenced.items()}
-        tune(refined, clean, tuning, config.seed, updated=lambda: silence(refined.module, silent))
+        _fine_tune(copy, silenced, clean, config, progress)
     if config.bn_stats:
-        _re_estimate(refined, clean, config)
-    return refined
+        _re_estimate(copy, clean, config)
+    return Refined(copy, config, accuracy(copy, clean))
+
+
+def _fine_tune(
+    classifier: Classifier,
+    silenced: Mapping[Site, Sequence[int]],
+    clean: ImageSet,
+    config: RefineConfig,
+    progress: Progress,
+) -> None:
+    epochs, peak = config.fine_tune, config.learning_rate
+    tuning = Tuning(epochs, lambda epoch: cosine(peak, epoch, epochs), flip=config.flip)
+    updates, done = epochs * math.ceil(len(clean) / tuning.batch_size), 0
+
+    def updated() -> None:
+        nonlocal done
+        silence(classifier.module, silenced)
+        done += 1
+        progress("refine", min(1.0, done / updates), {})
+
+    frozen = [each for each in classifier.module.parameters() if not each.requires_grad]
+    classifier.module.requires_grad_(True)
+    tune(classifier, clean, tuning, config.seed, updated=updated)
+    for parameter in frozen:
+        parameter.requires_grad_(False)
 
 
 def _norms(module: nn.Module) -> list[_BatchNorm]:
@@ -97,21 +138,28 @@ def _norms(module: nn.Module) -> list[_BatchNorm]:
 def _re_estimate(classifier: Classifier, clean: ImageSet, config: RefineConfig) -> None:
     """Replace running means and variances by means over batches, dropout off."""
     norms = _norms(classifier.module)
-    momenta = [norm.momentum for norm in norms]
+    before = [(norm.momentum, _statistics(norm)) for norm in norms]
     with evaluation_mode(classifier.module):
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # torch's word for the mean of all batches so far
             norm.train()
-        for part in _augmented(clean, config):
-            classifier.logits(part.images)
-    for norm, momentum in zip(norms, momenta, strict=True):
+        for images in _augmented(clean, config):
+            classifier.logits(images)
+    for norm, (momentum, statistics) in zip(norms, before, strict=True):
         norm.momentum = momentum
+        if not norm.num_batches_tracked:  # one that no picture passes, such as an auxiliary head's
+            norm.load_state_dict(statistics, strict=False)
 
 
-def _augmented(clean: ImageSet, config: RefineConfig) -> Iterator[ImageSet]:
+def _statistics(norm: _BatchNorm) -> dict[str, Tensor]:
+    return {name: each.clone() for name, each in norm.named_buffers()}
+
+
+def _augmented(clean: ImageSet, config: RefineConfig) -> Iterator[Tensor]:
+    """Batches of about equal size, since all weigh alike in the statistics."""
     generator = seeded(config.seed)
+    size = math.ceil(len(clean) / math.ceil(len(clean) / config.batch_size))
     for _ in range(config.passes):
-        for index in batches(len(clean), config.batch_size, generator):
-            images = augment(clean.images[index], generator, flip=config.flip)
-            yield ImageSet(images, clean.labels[index])
+        for index in batches(len(clean), size, generator):
+            yield augment(clean.images[index], generator, flip=config.flip)

@@ -155,7 +155,8 @@ class PruneRecord:
 
     `tried` is empty under a fixed threshold, where filters go all at once. `softened` counts the
     filters that stay and whose weights were multiplied by a mask. `fine_tuned` is the number of
-    epochs on the slice afterwards, `bn_stats` whether BatchNorm statistics were re-estimated there.
+    epochs on the slice afterwards, `bn_stats` whether BatchNorm statistics were re-estimated there,
+    `refined_accuracy` the accuracy on the slice after either.
     """
 
     rule: str
@@ -169,6 +170,7 @@ class PruneRecord:
     softened: int = 0
     fine_tuned: int = 0
     bn_stats: bool = False
+    refined_accuracy: float | None = None
 
     @property
     def changed(self) -> int:

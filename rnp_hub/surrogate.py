@@ -16,6 +16,7 @@ Kinds, each with the budget it is held to (docs/method.md says what that was cho
   waves that are tried on all labels at once.
 - `warp`: a smooth displacement, as of WaNet; 0.6 of 32 pixels.
 - `colour`: a linear filter of 3 × 3 pixels and all channels, as of a photo app; 24 grey levels.
+  It begins at the best of a bank of tints.
 
 A surrogate also fires where there is no backdoor, since networks have universal perturbations:
 its ASR is never called *the* ASR.
@@ -23,10 +24,11 @@ its ASR is never called *the* ASR.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -118,7 +120,8 @@ def reconstruct(
     """
     config = config or SurrogateConfig()
     classifier = frozen(classifier)
-    starts = _waves(classifier, halves.fit, labels) if "wave" in config.kinds else {}
+    waves = _waves(classifier, halves.fit, labels) if "wave" in config.kinds else {}
+    tints = _tints(classifier, halves.fit, labels) if "colour" in config.kinds else {}
     found: dict[str, dict[int, Surrogate]] = {kind: {} for kind in config.kinds}
     for place, kind in enumerate(config.kinds):
         for number, label in enumerate(labels):
@@ -127,7 +130,9 @@ def reconstruct(
                 continue
             trigger = KINDS[kind](tuple(pictures.shape[1:]), seeded(config.seed))
             if isinstance(trigger, Wave):
-                trigger.start(*starts[label])
+                trigger.start(*waves[label])
+            if isinstance(trigger, Colour):
+                trigger.start(*tints[label], pictures[:BANK_PICTURES])
             if isinstance(trigger, Patch):
                 trigger.start(*_window(classifier, pictures, label, config))
             _fit(classifier, trigger, pictures, label, config)
@@ -454,6 +459,18 @@ class Colour(Trigger):
             torch.zeros(1, channels, 1, 1),
         )
 
+    def start(self, contrast: float, tint: Sequence[float], images: Tensor) -> None:
+        """Begin with another contrast around grey and a tint, a little below the budget."""
+        loudness = math.sqrt(sum(each**2 for each in tint) / len(tint)) or 1.0
+        with torch.no_grad():
+            weight, shift = self.weights
+            weight.zero_()
+            weight[:, :, 1, 1] = contrast * torch.eye(len(tint))
+            shift.copy_(self.BUDGET / loudness * torch.tensor(tint).view(1, -1, 1, 1))
+            shift.sub_(contrast * 127.5)
+        self(images.float())
+        self.project(0.8)
+
     def __call__(self, images: Tensor) -> Tensor:
         weight, shift = self.weights
         padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
@@ -495,11 +512,13 @@ def _into_l1_ball(values: Tensor, radius: float, top: float = 1.0) -> Tensor:
     return (values - high).clamp(0, top)
 
 
-# --- a bank of waves --------------------------------------------------------------------------
+# --- where to begin ---------------------------------------------------------------------------
 
 CYCLES = 16
 """Highest frequency of the bank, in cycles per picture."""
 BANK_PICTURES = 16
+CONTRASTS = (-0.3, 0.0, 0.3)
+"""Of the bank of colour filters, each with all tints that add to, leave or take from a channel."""
 
 
 WINDOW_SIDE, WINDOW_STEPS = 6 / 32, 20
@@ -569,23 +588,56 @@ def _window(
 
 
 def _waves(
-    classifier: Classifier, part: ImageSet, labels: Iterable[int]
+    classifier: Classifier, part: ImageSet, labels: Sequence[int]
 ) -> dict[int, tuple[tuple[int, int], float]]:
-    """For each label the wave of the bank with the largest margin: (cycles down, across), phase.
+    """For each label the best wave of the bank: (cycles down, across), phase."""
 
-    Every wave is laid on the same few pictures, whose logits answer for all labels at once.
+    def laid(start: tuple[tuple[int, int], float], images: Tensor) -> Tensor:
+        wave = Wave(images.shape[1:], seeded(0))
+        wave.start(*start)
+        return wave.stamp(images)
+
+    return _best(classifier, part, labels, _bank(tuple(part.images.shape[1:])), laid)
+
+
+def _tints(
+    classifier: Classifier, part: ImageSet, labels: Sequence[int]
+) -> dict[int, tuple[float, tuple[float, ...]]]:
+    """For each label the best colour filter of the bank: contrast, tint."""
+
+    def laid(start: tuple[float, tuple[float, ...]], images: Tensor) -> Tensor:
+        colour = Colour(images.shape[1:], seeded(0))
+        colour.start(*start, images)
+        return colour.stamp(images)
+
+    channels = part.images.shape[1]
+    bank = itertools.product(CONTRASTS, itertools.product((-1.0, 0.0, 1.0), repeat=channels))
+    return _best(classifier, part, labels, bank, laid)
+
+
+Start = TypeVar("Start")
+
+
+def _best(
+    classifier: Classifier,
+    part: ImageSet,
+    labels: Sequence[int],
+    bank: Iterable[Start],
+    laid: Callable[[Start, Tensor], Tensor],
+) -> dict[int, Start]:
+    """For each label what in a bank has the largest margin.
+
+    Each is laid on the same few pictures, whose logits answer for all labels at once.
     """
     some = part[slice(0, BANK_PICTURES)]
-    best: dict[int, tuple[float, tuple[tuple[int, int], float]]] = {}
-    for cycles, phase in _bank(tuple(some.images.shape[1:])):
-        wave = Wave(some.images.shape[1:], seeded(0))
-        wave.start(cycles, phase)
-        logits = logits_of_all(classifier, wave.stamp(some.images))
+    best: dict[int, tuple[float, Start]] = {}
+    for start in bank:
+        logits = logits_of_all(classifier, laid(start, some.images))
         for label in labels:
             others = some.labels != label
             margin = float(margins(logits[others], label).mean()) if others.any() else 0.0
             if label not in best or margin > best[label][0]:
-                best[label] = (margin, (cycles, phase))
+                best[label] = (margin, start)
     return {label: start for label, (_, start) in best.items()}
 
 

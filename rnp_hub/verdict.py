@@ -36,8 +36,8 @@ STUBBORN = 0.25
 """Least drop that is counted: a gap that nothing closes still says something."""
 
 NATURAL: Mapping[str, float] = {"wave": 5.0}
-"""How many times as far ahead a surrogate of a kind must be as one of another kind. Every clean
-network has a label that some loud wave leads to, by up to a clean margin ahead of all others."""
+"""What the gap of a kind is divided by. Every clean network has a label that some loud wave leads
+to, by up to a clean margin ahead of all others (docs/method.md)."""
 
 LIVE = 0.3
 """Surrogate ASR from which on a surrogate is worth following."""
@@ -118,7 +118,7 @@ def suspicion(found: Mapping[str, Mapping[int, Surrogate]], unit: float) -> Susp
 def ahead(leader: Surrogate, every: Iterable[Surrogate], unit: float) -> float:
     """By how much the best surrogate of a kind is ahead of the next label's.
 
-    In units of the clean margin, of which a kind that works naturally is granted more (`NATURAL`).
+    In units of the clean margin, divided by `NATURAL` where a kind works on every network.
     """
     # One that fails on average is no trigger, however far behind the others are; and of one that
     # barely works, the distance to those that fail is mostly theirs.
@@ -161,5 +161,5 @@ def _drop(trail: Trail | None) -> float:
 
 def stands_out(fresh: Surrogate, others: Sequence[Surrogate], unit: float) -> bool:
     """Whether a surrogate is still ahead of any other label's, and works on half the pictures."""
-    least = CLEAN * NATURAL.get(fresh.kind, 1.0) * unit
-    return fresh.asr.value >= 0.5 and all(fresh.margin > each.margin + least for each in others)
+    ahead = all(fresh.margin > each.margin + CLEAN * unit for each in others)
+    return fresh.asr.value >= 0.5 and ahead

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -161,7 +162,8 @@ def test_forced_pruning_counts_on_clean_networks() -> None:
     (goal,) = [goal for goal in tallies.goals([*ROWS, *forced]) if "--force" in goal.what]
     assert goal.measured == "+0.0100, at most +0.0200, over 2 networks"
     assert not goal.met, "one network loses two points"
-    assert tallies.summaries([*ROWS, *forced]) == tallies.summaries(ROWS)
+    failed = row("clean-c", "forced", (0.9, 0.9), error="ModelError: it broke")
+    assert goal in tallies.goals([*ROWS, *forced, failed])
 
 
 def test_the_page() -> None:
@@ -179,7 +181,13 @@ def test_rows_of_an_earlier_version_are_shown_and_count_in_nothing() -> None:
     old = row("sig-z", "ours", (0.8, 0.8), (1.0, 0.9), version=1, judgement=said(False, 0.1))
     assert tallies.summaries([*ROWS, old]) == tallies.summaries(ROWS)
     assert tallies.goals([*ROWS, old]) == tallies.goals(ROWS)
-    assert "| sig-z | `ours` | 1 | 0.800 / 1.000 | 0.800 / 0.900 | 0.100 |" in page([*ROWS, old])
+    slices = [replace(old, seed=seed) for seed in (1, 2)]
+    assert tallies.spreads([*ROWS, old, *slices]) == tallies.spreads(ROWS)
+    failed = replace(old, error="ModelError: it broke")
+    assert "sig-z" not in page([*ROWS, failed])
+    assert "| sig-z | `ours` | 1 | 500 | 0 | 0.800 / 1.000 | 0.800 / 0.900 | 0.100 |" in page(
+        [*ROWS, old]
+    )
     assert "Earlier versions" not in page(ROWS)
 
 

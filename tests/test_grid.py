@@ -169,6 +169,7 @@ def test_a_choice_of_the_grid() -> None:
     assert "forced" not in {pair.defence for pair in Choice(["*-wanet-*"]).pairs()}
     slices = Choice(slices=True).pairs()
     assert {pair.defence for pair in slices} == {"ours"}
+    assert Choice(defences=["forced"], slices=True).pairs() == [], "none of these is clean"
     assert len(slices) == 3 * len(SLICES)
     assert {pair.draw.n for pair in slices} == {50, 100, 250, 500, 1000}
 

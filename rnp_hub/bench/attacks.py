@@ -295,7 +295,7 @@ def _wanet(scene: Scene, strength: float = STRENGTH) -> Poisoning:
 
 
 def _strong_warp(scene: Scene) -> Poisoning:
-    """What a network this small takes in within a dozen epochs; of WaNet's own it takes a third."""
+    """What small networks learn in a dozen epochs; WaNet's own they do not (ASR 0.23 to 0.38)."""
     return _wanet(scene, 3 * STRENGTH)
 
 

@@ -351,7 +351,7 @@ def _median_seconds(rows: Sequence[Row], defence: str, network: str) -> float | 
 
 
 def _troubles(rows: Sequence[Row]) -> Iterator[str]:
-    found = [row for row in rows if row.error]
+    found = [row for row in rows if row.error and row.is_current]
     if not found:
         return
     yield "## What failed\n"
@@ -363,20 +363,17 @@ def _troubles(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _earlier(rows: Sequence[Row]) -> Iterator[str]:
-    found = [row for row in rows if row.ca and not row.is_current]
+    found = [row for row in rows if row.ca and not row.is_current and row.error is None]
     if not found:
         return
     yield "## Earlier versions\n"
-    yield (
-        "Measured with settings that are not today's, on networks that have not been made again "
-        "since; counted in nothing above.\n"
-    )
+    yield ("Measured with settings that are not today's; counted in nothing above.\n")
     yield from _table(
-        ("network", "defence", "version", "CA / ASR before", "after", "score"),
+        ("network", "defence", "version", "n", "seed", "CA / ASR before", "after", "score"),
         [
             (
-                plain(row.name), f"`{row.defence}`", row.version, _both(row, 0), _both(row, 1),
-                _three(row.judgement.score if row.judgement else None),
+                plain(row.name), f"`{row.defence}`", row.version, row.n, row.seed, _both(row, 0),
+                _both(row, 1), _three(row.judgement.score if row.judgement else None),
             )
             for row in found
         ],

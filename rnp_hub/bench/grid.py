@@ -170,12 +170,14 @@ class Choice:
         """
         victims = self._victims()
         if self.slices:
-            asked = self._defences() if self.defences else ["ours"]
-            return [Pair(v, d, draw) for v in victims for draw in SLICES for d in asked]
+            asked, draws = self._defences() if self.defences else ["ours"], SLICES
+        else:
+            asked, draws = self._defences(), (Draw(),)
         return [
-            Pair(victim, defence)
+            Pair(victim, defence, draw)
             for victim in victims
-            for defence in self._defences()
+            for draw in draws
+            for defence in asked
             if defence != (FORCED if victim.attack else ANP_BEST)
         ]
 
@@ -348,7 +350,7 @@ def _clean(data: str, draw: Draw) -> ImageSet:
 def _silenced_by_ours(pair: Pair, rows: Sequence[Row]) -> int:
     """How many filters `ours` silenced with the same pictures."""
     key = replace(pair.key, defence="ours")
-    found = [row for row in rows if row.key == key and row.silenced is not None]
+    found = [row for row in rows if row.key == key and row.is_current and row.silenced is not None]
     if not found:
         raise ConfigError(f"{RANDOM} silences as many filters as ours, which was not run before it")
     return found[0].silenced or 0
@@ -399,7 +401,7 @@ WEIGHT: Mapping[str, float] = {
 }  # fmt: skip
 """How many times as long a picture takes there and back through another network."""
 
-ONLINE: Mapping[str, float] = {"wanet": 1.1, "dynamic": 2.0, "lira": 2.0}
+ONLINE: Mapping[str, float] = {"wanet": 1.1, "warp": 1.1, "dynamic": 2.0, "lira": 2.0}
 """How many times as long an epoch takes where the attacker works on every batch."""
 
 MEASURING = 6.0

@@ -390,7 +390,11 @@ def _judging(said: Verdicts | None) -> list[Goal]:
 
 
 def _leaving_alone(rows: Sequence[Row]) -> list[Goal]:
-    clean = [row for row in standard(rows) if row.defence == OURS and row.attack is None]
+    clean = [
+        row
+        for row in standard(rows)
+        if row.defence == OURS and row.attack is None and row.error is None
+    ]
     if not clean:
         return []
     changed = [row for row in clean if row.silenced]
@@ -399,7 +403,7 @@ def _leaving_alone(rows: Sequence[Row]) -> list[Goal]:
 
 
 def _forcing(rows: Sequence[Row]) -> list[Goal]:
-    drops = [row.drop for row in standard(rows) if row.defence == FORCED]
+    drops = [row.drop for row in standard(rows) if row.defence == FORCED and row.error is None]
     if not drops:
         return []
     shown = f"{fmean(drops):+.4f}, at most {max(drops):+.4f}, over {len(drops)} networks"
