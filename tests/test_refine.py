@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -16,6 +17,7 @@ from rnp_hub.method import SanitizeConfig, Sanitized, sanitize
 from rnp_hub.network import Classifier, augment, batches
 from rnp_hub.records import prune_record
 from rnp_hub.refine import RefineConfig, refine
+from rnp_hub.report import RunReport
 from rnp_hub.sites import Site, gate_sites
 from tests.models import invoke
 from tests.networks import Planted, SmallResNet, randomised, stripes, to_unit, trained
@@ -35,10 +37,10 @@ def weights(module: nn.Module) -> dict[str, torch.Tensor]:
 def test_statistics_are_the_mean_over_batches_and_nothing_else_moves(network: nn.Module) -> None:
     before = weights(network)
     config = RefineConfig(bn_stats=True, passes=2, batch_size=40, seed=3)
-    refined = refine(Classifier(network, to_unit), {}, CLEAN, config).module
+    refined = refine(Classifier(network, to_unit), {}, CLEAN, config).classifier.module
     stem, generator, means, variances = network.get_submodule("stem"), seeded(3), [], []
     for _ in range(2):
-        for index in batches(len(CLEAN), 40, generator):
+        for index in batches(len(CLEAN), 32, generator):  # three batches of a size
             seen = stem(to_unit(augment(CLEAN.images[index], generator))).detach()
             means.append(seen.mean((0, 2, 3)))
             variances.append(seen.var((0, 2, 3)))
@@ -67,10 +69,10 @@ def test_fine_tuning_leaves_silenced_filters_silent() -> None:
     silence(module, silenced)
     before = weights(module)
     classifier = Classifier(module, to_unit)
-    refined = refine(classifier, silenced, CLEAN, RefineConfig(fine_tune=3))
+    refined = refine(classifier, silenced, CLEAN, RefineConfig(fine_tune=3)).classifier.module
     for site, filters in silenced.items():
-        assert not silenced_weights(refined.module, site)[list(filters)].any(), site
-    after = refined.module.state_dict()
+        assert not silenced_weights(refined, site)[list(filters)].any(), site
+    after = refined.state_dict()
     assert all(not after[name].equal(each) for name, each in before.items() if "weight" in name)
 
 
@@ -80,9 +82,32 @@ def test_fine_tuning_makes_up_for_what_pruning_took(network: nn.Module) -> None:
     silenced = {site: range(0, site.filters, 2)}
     damaged = Classifier(network, to_unit).copy()
     silence(damaged.module, silenced)
-    config = RefineConfig(fine_tune=5, flip=False)
     assert accuracy(damaged, CLEAN) < 0.7
-    assert accuracy(refine(damaged, silenced, CLEAN, config), CLEAN) > 0.9
+    damaged.module.requires_grad_(False)
+    shares = list[float]()
+    config = RefineConfig(fine_tune=5, flip=False)
+    result = refine(damaged, silenced, CLEAN, config, lambda _, done, __: shares.append(done))
+    assert result.accuracy == accuracy(result.classifier, CLEAN) > 0.9
+    assert not any(each.requires_grad for each in result.classifier.module.parameters())
+    assert shares == [pytest.approx((update + 1) / 10) for update in range(10)]
+
+
+class WithAnotherHead(SmallResNet):
+    """Has a norm that only training uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.BatchNorm2d(3, momentum=None)
+
+
+def test_statistics_of_a_norm_that_no_picture_passes_are_kept() -> None:
+    module = randomised(WithAnotherHead())
+    refined = refine(Classifier(module, to_unit), {}, CLEAN, RefineConfig(bn_stats=True))
+    assert refined.config.bn_stats
+    before, after = module.state_dict(), refined.classifier.module.state_dict()
+    assert after["unused.running_mean"].equal(before["unused.running_mean"])
+    assert after["unused.running_var"].equal(before["unused.running_var"])
+    assert not after["norm.running_mean"].equal(before["norm.running_mean"])
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +124,8 @@ def test_a_refined_network_is_slimmed_as_exactly(refined: Sanitized) -> None:
     assert not cast("nn.BatchNorm2d", refined.module.get_submodule("norm")).weight[4].any()
     record = prune_record(refined)
     assert (record.fine_tuned, record.bn_stats) == (2, True)
+    assert refined.refined is not None
+    assert record.refined_accuracy == round(refined.refined.accuracy, 6) > 0.9
     assert refined.timing_s["refine"] > 0
 
 
@@ -136,3 +163,19 @@ def test_settings_that_cannot_be() -> None:
         sanitize(plain, CLEAN.images, CLEAN.labels, SanitizeConfig.of(bn_stats=True))
     done = invoke("sanitize", "demo", "--fine-tune", "-1")
     assert done.exit_code == 2
+
+
+def test_on_the_command_line(tmp_path: Path) -> None:
+    """The demo, pruned by a fixed threshold, for the scan takes long."""
+    out = tmp_path / "out"
+    words = ["--threshold", "0.05", "--fine-tune", "1", "--bn-stats", "--no-latency"]
+    done = invoke("sanitize", "demo", "--data", "digits", "--out", out, *words)
+    assert done.exit_code == 0, done.stderr
+    report = RunReport.read(out)
+    assert report.prune.silenced > 0
+    assert (report.prune.fine_tuned, report.prune.bn_stats) == (1, True)
+    assert report.config["refine"]["fine_tune"] == 1
+    assert report.slim.max_rel_diff <= 1e-9
+    card = (out / "README.md").read_text()
+    assert "tuned for 1 epoch on the same clean pictures" in card
+    assert "--fine-tune 1 --bn-stats" in card
