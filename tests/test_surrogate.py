@@ -25,7 +25,7 @@ from rnp_hub.surrogate import (
     reconstruct,
     without,
 )
-from tests.networks import stripes
+from tests.networks import stripes, to_unit
 
 SHAPE = (3, 16, 16)
 
@@ -151,6 +151,34 @@ def test_a_colour_filter_is_held_to_what_it_changes() -> None:
     assert torch.equal(colour(images).detach(), images + 48)
     colour.project(1.0)
     assert torch.allclose(colour(images).detach(), images + 24)
+
+
+@pytest.mark.parametrize("contrast", [-0.3, 0.3])
+def test_a_colour_filter_begins_with_a_tint_within_the_budget(contrast: float) -> None:
+    images = stripes(8).images
+    colour = Colour(SHAPE, seeded(0))
+    colour.start(contrast, (1.0, -1.0, 0.0), images)
+    laid = colour(images.float()).detach()
+    assert 0.7 * Colour.BUDGET <= colour.norm() <= Colour.BUDGET
+    red, green, blue = (laid - images).mean((0, 2, 3)).tolist()
+    assert red > blue > green
+    assert (laid[:, 2].std() > images[:, 2].float().std()) == (contrast > 0)
+
+
+class Tinted(torch.nn.Module):
+    """Label 1 for pictures that are redder than green by 30 grey levels; nothing changes before."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        red, green, _ = (255 * images.mean((2, 3))).unbind(1)
+        fires = torch.relu(red - green - 30)
+        return torch.stack((torch.ones_like(red), fires, torch.zeros_like(red)), 1)
+
+
+def test_a_tint_is_found_that_no_descent_leads_to(halves: Halves) -> None:
+    asked = SurrogateConfig(kinds=("colour",))
+    found = reconstruct(Classifier(Tinted(), to_unit), halves, range(3), asked)["colour"]
+    assert found[1].asr.value == 1.0
+    assert found[2].asr.value == 0.0
 
 
 def test_a_planted_backdoor_stands_out(planted: Classifier, halves: Halves) -> None:
