@@ -55,7 +55,7 @@ class Suspicion:
         label: which.
         kind: the kind of surrogate in which it does.
         gap: by how much, see `ahead`, at least 0.
-        surrogates: those for the label that are worth following, the most telling first.
+        surrogates: those for the label that stand out and work, the most telling first.
     """
 
     label: int
@@ -98,33 +98,39 @@ def suspicion(found: Mapping[str, Mapping[int, Surrogate]], unit: float) -> Susp
     Returns:
         `None` where fewer than two labels can be compared.
     """
-    leaders = [
-        (kind, max(by_label.values(), key=lambda each: each.margin), by_label.values())
-        for kind, by_label in found.items()
-        if len(by_label) > 1
+    comparable = [by_label for by_label in found.values() if len(by_label) > 1]
+    gaps = [
+        (ahead(each, by_label.values(), unit), each)
+        for by_label in comparable
+        for each in by_label.values()
     ]
-    if not leaders:
+    if not gaps:
         return None
-    gap, kind, label = max(
-        ((ahead(each, rivals, unit), kind, each.label) for kind, each, rivals in leaders),
-        key=lambda found: found[0],
-    )
-    of_label = [by_label[label] for by_label in found.values() if label in by_label]
-    live = [each for each in of_label if each.asr.value >= LIVE or each.kind == kind]
+    gap, leader = max(gaps, key=lambda pair: (pair[0], pair[1].margin))
+    live = [
+        each
+        for own, each in gaps
+        if each.label == leader.label and (each is leader or _stands_out_too(own, each))
+    ]
     live.sort(key=lambda each: each.margin, reverse=True)
-    return Suspicion(label, kind, gap, tuple(live))
+    return Suspicion(leader.label, leader.kind, gap, tuple(live))
 
 
-def ahead(leader: Surrogate, every: Iterable[Surrogate], unit: float) -> float:
-    """By how much the best surrogate of a kind is ahead of the next label's.
+def _stands_out_too(gap: float, surrogate: Surrogate) -> bool:
+    """Whether another kind shows the same backdoor, and not what every network has."""
+    return gap >= CLEAN and surrogate.asr.value >= LIVE
+
+
+def ahead(surrogate: Surrogate, every: Iterable[Surrogate], unit: float) -> float:
+    """By how much a surrogate is ahead of the best other label's of its kind.
 
     In units of the clean margin, divided by `NATURAL` where a kind works on every network.
     """
     # One that fails on average is no trigger, however far behind the others are; and of one that
     # barely works, the distance to those that fail is mostly theirs.
-    first = max(0.0, leader.margin)
-    second = max(each.margin for each in every if each.label != leader.label)
-    return (first - max(second, -first)) / max(unit, 1e-9) / NATURAL.get(leader.kind, 1.0)
+    own = max(0.0, surrogate.margin)
+    other = max(each.margin for each in every if each.label != surrogate.label)
+    return (own - max(other, -own)) / max(unit, 1e-9) / NATURAL.get(surrogate.kind, 1.0)
 
 
 def judge(suspected: Suspicion | None, trail: Trail | None, unlearned: Unlearned) -> Verdict:

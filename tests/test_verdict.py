@@ -44,7 +44,29 @@ def test_the_label_that_is_furthest_ahead_in_any_kind() -> None:
     suspected = suspicion(found(patch=[1.0, 2.0, 0.0], additive=[5.0, 0.0, 3.0]), UNIT)
     assert suspected is not None
     assert (suspected.label, suspected.kind, suspected.gap) == (0, "additive", 2.0 / UNIT)
-    assert [each.kind for each in suspected.surrogates] == ["additive", "patch"]
+    assert [each.kind for each in suspected.surrogates] == ["additive"]
+
+
+@pytest.mark.parametrize(
+    ("patch", "followed"),
+    [
+        ([3.0, 2.0, 0.0], ["additive", "patch"]),  # a quarter ahead
+        ([2.5, 2.0, 0.0], ["additive"]),  # an eighth, as in any network
+        ([2.0, 3.0, 0.0], ["additive"]),  # another label's is better
+    ],
+)
+def test_another_kind_is_followed_where_it_stands_out_too(
+    patch: list[float], followed: list[str]
+) -> None:
+    suspected = suspicion(found(patch=patch, additive=[5.0, 0.0, 3.0]), UNIT)
+    assert suspected is not None
+    assert [each.kind for each in suspected.surrogates] == followed
+
+
+def test_where_all_fail_the_best_of_them_is_looked_at() -> None:
+    suspected = suspicion(found(patch=[-5.0, -4.0], warp=[-3.0, -2.0]), UNIT)
+    assert suspected is not None
+    assert (suspected.kind, suspected.label, suspected.gap) == ("warp", 1, 0.0)
 
 
 def test_what_hardly_works_is_not_followed() -> None:
