@@ -117,8 +117,12 @@ def suspicion(found: Mapping[str, Mapping[int, Surrogate]], unit: float) -> Susp
 
 
 def _stands_out_too(gap: float, surrogate: Surrogate) -> bool:
-    """Whether another kind shows the same backdoor, and not what every network has."""
-    return gap >= CLEAN and surrogate.asr.value >= LIVE
+    """Whether another kind shows the same backdoor, and not what every network has.
+
+    Waves are granted nothing here: only one label in ten has the wave that leads furthest.
+    """
+    undivided = gap * NATURAL.get(surrogate.kind, 1.0)
+    return undivided >= CLEAN and surrogate.asr.value >= LIVE
 
 
 def ahead(surrogate: Surrogate, every: Iterable[Surrogate], unit: float) -> float:
