@@ -24,9 +24,9 @@ from rnp_hub.guided import Trail
 from rnp_hub.surrogate import Surrogate
 from rnp_hub.unlearn import Unlearned
 
-BACKDOORED, CLEAN = 0.35, 0.2
+BACKDOORED, CLEAN = 0.5, 0.2
 """Scores from which on, and below which, there is a verdict. Fixed on networks of a quarter of the
-width and a clean one, with BadNets, Blend and SIG (docs/method.md)."""
+width, backdoored and clean: docs/method.md says on which."""
 
 COMPETENT = 0.8
 """Accuracy on the slice below which nothing is convicted: a network that is often wrong is easily

@@ -45,7 +45,7 @@ def test_the_verdict_and_what_it_rests_on(demo: Path) -> None:
     report = json.loads((demo / "rnp_report.json").read_text())
     verdict, evidence = report["verdict"], report["verdict"]["evidence"]
     assert (verdict["backdoored"], verdict["label"], verdict["residual"]) == (True, TARGET, False)
-    # 0.35 convicts; clean twins of the demo come to less than 0.2.
+    # 0.5 convicts; clean twins of the demo come to less than 0.2.
     assert verdict["score"] > 0.7
     assert verdict["score"] == pytest.approx(evidence["gap"] * evidence["drop"], abs=1e-3)
     assert evidence["kind"] == "patch"

@@ -118,7 +118,8 @@ def test_a_label_alone_is_compared_with_nothing(
         (4.0, (1.0, 0.4, 0.0), True, 1.0),  # dies: the gap counts in full
         (4.0, (1.0, 0.9), None, 0.25),  # hardly dies: a quarter of it
         (4.0, (1.0,), None, 0.25),
-        (6.0, (1.0,), True, 0.375),
+        (6.0, (1.0,), None, 0.375),
+        (8.0, (1.0,), True, 0.5),
         (1.2, (1.0, 0.0), None, 0.3),
         (0.7, (1.0, 0.0), False, 0.175),
         (2.0, (1.0, 0.5), None, 0.25),
