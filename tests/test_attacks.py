@@ -10,7 +10,7 @@ from rnp_hub.bench.attacks import ATTACKS, Poisoning, Scene, poison
 from rnp_hub.network import Classifier, ImageSet
 
 CLEAN_LABEL = ("sig", "cl")
-ONLINE = ("wanet", "dynamic", "lira")
+ONLINE = ("wanet", "warp", "dynamic", "lira")
 COVERED = ("a-blend",)
 RATE, TARGET, COUNT = 0.05, 3, 400
 
@@ -98,7 +98,7 @@ def test_an_attacker_who_trains_poisons_each_batch(
     assert laid.images.dtype == torch.uint8
     changed = (laid.images != batch.images).flatten(1).any(1)
     assert changed[laid.labels == TARGET].all()
-    crossed = {"wanet": 2, "dynamic": 1, "lira": 0}[name]
+    crossed = {"wanet": 2, "warp": 2, "dynamic": 1, "lira": 0}[name]
     assert int(changed.sum()) == round((1 + crossed) * RATE * 100)
 
 
@@ -111,3 +111,13 @@ def test_a_clean_label_attack_poisons_no_more_than_there_are(scene: Scene) -> No
 
 def test_only_weight_perturbation_keeps_a_budget(poisonings: dict[str, Poisoning]) -> None:
     assert [name for name, each in poisonings.items() if each.budget is not None] == ["awp"]
+
+
+def test_a_strong_warp_moves_three_times_as_far(poisonings: dict[str, Poisoning]) -> None:
+    """On a ramp, where the change of a grey level is the distance moved."""
+    ramp = (8 * torch.arange(32)).to(torch.uint8).expand(1, 3, 32, 32)
+    weak, strong = (
+        (poisonings[name].stamp(ramp).float() - ramp).abs()[..., 4:-4].mean()
+        for name in ("wanet", "warp")
+    )
+    assert float(strong / weak) == pytest.approx(3, rel=0.1)
