@@ -89,7 +89,7 @@ def test_each_pair_leaves_a_line_and_is_not_measured_again(studio: Studio, tmp_p
     assert [line for line in said if "to measure" in line] == [
         f"{POISONED.name}: 2 of 2 to measure", f"{CLEAN.name}: 1 of 1 to measure",
     ]  # fmt: skip
-    append(log, replace(none, defence="ours", silenced=4))
+    append(log, replace(none, defence="ours", version=ABOUT["ours"].version, silenced=4))
     again = run(asked, studio, log, said.append)
     assert [row.silenced for row in again if row.defence == "random"] == [4]
     assert log.read_text().startswith(before)

@@ -64,8 +64,9 @@ with torch.no_grad():
     dense, slim = rnp_hub.load(str(folder)), rnp_hub.load(str(folder / "slim"))
     assert relative_difference(logits(dense), torch.load(tmp_path / "out.pt")) <= 1e-5
     removed = request.getfixturevalue(run).report["slim"]["removed"]
-    assert removed > 0
-    assert sum(p.numel() for p in slim.parameters()) < sum(p.numel() for p in dense.parameters())
+    fewer = sum(p.numel() for p in dense.parameters()) - sum(p.numel() for p in slim.parameters())
+    # From the other nothing was cut, since it is undecided.
+    assert (fewer > 0) == (removed > 0) == (run == "plain_run")
 
 
 def test_the_cifar_stem_is_found_and_kept(cifar_model: Path, cifar_run: Run) -> None:

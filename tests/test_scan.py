@@ -152,7 +152,7 @@ def test_masks_of_large_pictures_are_learned_on_fewer_and_fewer_filters_are_trie
 @pytest.mark.parametrize(
     ("score", "leans", "same", "tangible", "grave"),
     [
-        (0.36, False, False, True, True),  # as high as a conviction, whatever the lean
+        (0.51, False, False, True, True),  # as high as a conviction, whatever the lean
         (0.25, False, True, False, False),  # weak, and nothing else speaks for it
         (0.25, True, True, True, True),  # weak, and the lean names the same label
         (0.25, True, False, False, True),  # the lean speaks for another: masks choose
