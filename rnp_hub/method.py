@@ -28,7 +28,7 @@ from rnp_hub.network import (
     to_unit_range,
 )
 from rnp_hub.progress import Progress, quiet
-from rnp_hub.prune import PruneConfig, Pruned, prune, pruned_of
+from rnp_hub.prune import PruneConfig, Pruned, at_sites, prune, pruned_of
 from rnp_hub.recover import RecoverConfig, Recovered, recover
 from rnp_hub.refine import RefineConfig, Refined, check_refinable, refine
 from rnp_hub.scan import LARGE, ScanConfig, Scanned, scan
@@ -328,9 +328,7 @@ class _Work:
 
     def _refined(self, found: _Found, asked: RefineConfig) -> _Found:
         pruned, healed, scan = found.pruned, found.healed, self.config.scan
-        silenced = {
-            site: pruned.silenced[site.name] for site in self.sites if site.name in pruned.silenced
-        }
+        silenced = at_sites(pruned.silenced, self.sites)
         result = refine(pruned.classifier, silenced, self.clean, asked, self.progress)
         if healed is not None and found.scanned is not None and scan is not None:
             healed = reviewed(healed, result.classifier, self.clean, found.scanned, scan)

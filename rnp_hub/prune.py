@@ -10,7 +10,7 @@ clean task needs does not end the pruning before the backdoor's were reached.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rnp_hub.errors import ConfigError
@@ -169,9 +169,16 @@ def silenced_copy(
     original: Classifier, sites: Sequence[Site], filters: Sequence[tuple[str, int]]
 ) -> Classifier:
     """A copy of a network with filters silenced, by site and index."""
-    result, silenced = original.copy(), _by_site(filters, sites)
-    silence(result.module, {site: silenced[site.name] for site in sites if site.name in silenced})
+    result = original.copy()
+    silence(result.module, at_sites(_by_site(filters, sites), sites))
     return result
+
+
+def at_sites(
+    silenced: Mapping[str, tuple[int, ...]], sites: Sequence[Site]
+) -> dict[Site, tuple[int, ...]]:
+    """Silenced filters by site instead of by its name."""
+    return {site: silenced[site.name] for site in sites if site.name in silenced}
 
 
 def _by_site(

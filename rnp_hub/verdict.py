@@ -54,7 +54,7 @@ class Suspicion:
     Attributes:
         label: which.
         kind: the kind of surrogate in which it does.
-        gap: by how much, see `ahead`, at least 0.
+        gap: by how much, in units of the clean margin, divided by `NATURAL`; at least 0.
         surrogates: those for the label that stand out and work, the most telling first.
     """
 
@@ -106,35 +106,29 @@ def suspicion(found: Mapping[str, Mapping[int, Surrogate]], unit: float) -> Susp
     ]
     if not gaps:
         return None
-    gap, leader = max(gaps, key=lambda pair: (pair[0], pair[1].margin))
+    gap, leader = max(
+        ((gap / NATURAL.get(each.kind, 1.0), each) for gap, each in gaps),
+        key=lambda pair: (pair[0], pair[1].margin),
+    )
+    # Another kind that is ahead shows the same backdoor, and not what every network has. That is
+    # not divided: only one label in ten has the wave that leads furthest.
     live = [
         each
         for own, each in gaps
-        if each.label == leader.label and (each is leader or _stands_out_too(own, each))
+        if each.label == leader.label
+        and (each is leader or (own >= CLEAN and each.asr.value >= LIVE))
     ]
     live.sort(key=lambda each: each.margin, reverse=True)
     return Suspicion(leader.label, leader.kind, gap, tuple(live))
 
 
-def _stands_out_too(gap: float, surrogate: Surrogate) -> bool:
-    """Whether another kind shows the same backdoor, and not what every network has.
-
-    Waves are granted nothing here: only one label in ten has the wave that leads furthest.
-    """
-    undivided = gap * NATURAL.get(surrogate.kind, 1.0)
-    return undivided >= CLEAN and surrogate.asr.value >= LIVE
-
-
 def ahead(surrogate: Surrogate, every: Iterable[Surrogate], unit: float) -> float:
-    """By how much a surrogate is ahead of the best other label's of its kind.
-
-    In units of the clean margin, divided by `NATURAL` where a kind works on every network.
-    """
+    """By how much a surrogate is ahead of the best other label's of its kind, in clean margins."""
     # One that fails on average is no trigger, however far behind the others are; and of one that
     # barely works, the distance to those that fail is mostly theirs.
     own = max(0.0, surrogate.margin)
     other = max(each.margin for each in every if each.label != surrogate.label)
-    return (own - max(other, -own)) / max(unit, 1e-9) / NATURAL.get(surrogate.kind, 1.0)
+    return (own - max(other, -own)) / max(unit, 1e-9)
 
 
 def judge(suspected: Suspicion | None, trail: Trail | None, unlearned: Unlearned) -> Verdict:

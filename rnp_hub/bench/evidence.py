@@ -367,7 +367,7 @@ def _earlier(rows: Sequence[Row]) -> Iterator[str]:
     if not found:
         return
     yield "## Earlier versions\n"
-    yield ("Measured with settings that are not today's; counted in nothing above.\n")
+    yield "Measured with settings that are not today's; counted in nothing above.\n"
     yield from _table(
         ("network", "defence", "version", "n", "seed", "CA / ASR before", "after", "score"),
         [
