@@ -294,13 +294,16 @@ class ParquetFile:
     def reader(self) -> Any:
         import pyarrow.parquet as pq
 
+        # Without threads: one of arrow's that still holds a file which Python serves aborts the
+        # process when the interpreter ends (apache/arrow 45214).
         with self._readable():
-            return pq.ParquetFile(_remote(self.path) if "://" in self.path else self.path)
+            source = _remote(self.path) if "://" in self.path else self.path
+            return pq.ParquetFile(source, pre_buffer=False)
 
     def column(self, group: int, column: str) -> Any:
         """One column of one row group; of a remote file nothing else is fetched."""
         with self._readable():
-            return self.reader.read_row_group(group, columns=[column])[column]
+            return self.reader.read_row_group(group, [column], use_threads=False)[column]
 
     @contextlib.contextmanager
     def _readable(self) -> Iterator[None]:

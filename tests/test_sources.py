@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from rnp_hub import sources
 from rnp_hub.errors import DataError
-from rnp_hub.sources import KNOWN, Source, known_as, open_source
+from rnp_hub.sources import KNOWN, ParquetFile, Source, known_as, open_source
 from tests.picture_files import encoded, picture, write_folder, write_parquet
 
 NAMES = ("cat", "dog", "horse")
@@ -325,3 +328,24 @@ def test_a_known_data_set_is_known_by_its_id_too() -> None:
     assert [name for name, each in KNOWN.items() if not each.flip] == ["gtsrb", "svhn", "mnist"]
     assert known_as("ylecun/mnist") == known_as("mnist") == KNOWN["mnist"]
     assert known_as("someone/else").flip is None
+
+
+def test_a_remote_file_is_read_by_no_other_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that still holds the file when the interpreter ends would abort the process."""
+    threads = set()
+
+    class Remote(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            threads.add(threading.get_ident())
+            return super().read(size)
+
+    stored = write_parquet(tmp_path / "t.parquet", [0, 1] * 300, noise=2_000).read_bytes()
+    monkeypatch.setattr(sources, "_remote", lambda _: Remote(stored))
+    file = ParquetFile("hf://datasets/org/data/t.parquet")
+
+    rows = [len(file.column(group, name)) for group in range(6) for name in ("image", "label")]
+
+    assert rows == [100] * 12
+    assert threads == {threading.get_ident()}
