@@ -31,6 +31,7 @@ UNITS = {
     "patch": "share of the picture",
     "additive": "grey levels",
     "wave": "grey levels",
+    "ripple": "grey levels",
     "warp": "pixels",
     "colour": "grey levels",
 }

@@ -12,8 +12,9 @@ Kinds, each with the budget it is held to (docs/method.md says what that was cho
   best of all windows of a fifth of the picture's side: from a mask that is everywhere the descent
   often misses a patch of few pixels.
 - `additive`: any pattern added to the picture; 8 grey levels root mean square.
-- `wave`: few spatial frequencies, as of SIG; 30 grey levels. It begins at the best of a bank of
-  waves that are tried on all labels at once.
+- `wave`: few spatial frequencies up to seven cycles per picture, as of SIG; 30 grey levels. It
+  begins at the best of a bank of waves that are tried on all labels at once.
+- `ripple`: the same of more cycles, to which every network has a weakness.
 - `warp`: a smooth displacement, as of WaNet; 0.6 of 32 pixels.
 - `colour`: a linear filter of 3 × 3 pixels and all channels, as of a photo app; 24 grey levels.
   It begins at the best of a bank of tints.
@@ -52,7 +53,7 @@ class SurrogateConfig:
         seed: of the halves, the batches and the starting points.
     """
 
-    kinds: tuple[str, ...] = ("patch", "additive", "wave", "warp", "colour")
+    kinds: tuple[str, ...] = ("patch", "additive", "wave", "ripple", "warp", "colour")
     steps: int = 30
     batch_size: int = 32
     labels: int = 10
@@ -120,7 +121,11 @@ def reconstruct(
     """
     config = config or SurrogateConfig()
     classifier = frozen(classifier)
-    waves = _waves(classifier, halves.fit, labels) if "wave" in config.kinds else {}
+    waves = {
+        kind: _waves(classifier, halves.fit, labels, KINDS[kind])
+        for kind in config.kinds
+        if issubclass(KINDS[kind], Wave)
+    }
     tints = _tints(classifier, halves.fit, labels) if "colour" in config.kinds else {}
     found: dict[str, dict[int, Surrogate]] = {kind: {} for kind in config.kinds}
     for place, kind in enumerate(config.kinds):
@@ -129,8 +134,8 @@ def reconstruct(
             if not len(pictures) or not len(without(halves.score, label)):
                 continue
             trigger = KINDS[kind](tuple(pictures.shape[1:]), seeded(config.seed))
-            if isinstance(trigger, Wave):
-                trigger.start(*waves[label])
+            if isinstance(trigger, Wave) and label in waves[kind]:
+                trigger.start(*waves[kind][label])
             if isinstance(trigger, Colour):
                 trigger.start(*tints[label], pictures[:BANK_PICTURES])
             if isinstance(trigger, Patch):
@@ -349,7 +354,10 @@ class Additive(Trigger):
 
 
 class Wave(Trigger):
-    """Few spatial frequencies, the same in all channels."""
+    """Few low spatial frequencies, the same in all channels.
+
+    Low is up to 7 cycles per picture, each of 32 / 7 pixels or more.
+    """
 
     BUDGET = 30.0
     rates = (8.0,)
@@ -359,6 +367,14 @@ class Wave(Trigger):
         self.height, self.width = shape[1:]
         # Real and imaginary part; one coefficient of size r is a wave of r grey levels rms.
         super().__init__(torch.zeros(2, self.height, self.width // 2 + 1))
+        down = torch.fft.fftfreq(self.height, 1 / self.height)[:, None]
+        cycles = torch.hypot(down, torch.arange(self.width // 2 + 1.0))
+        self.band = self.within(cycles, 7 / 32 * min(32, *shape[1:]))
+
+    @staticmethod
+    def within(cycles: Tensor, highest: float) -> Tensor:
+        """Which numbers of cycles per picture are of this kind; `highest` is the last low one."""
+        return cycles <= highest
 
     def start(self, cycles: tuple[int, int], phase: float) -> None:
         """Begin with one wave, a little below the budget: `cycles` down and across."""
@@ -396,13 +412,21 @@ class Wave(Trigger):
 
     @torch.no_grad()
     def project(self, factor: float) -> None:
-        sizes = self.weights[0].square().sum(0).sqrt()
+        sizes = self.weights[0].square().sum(0).sqrt() * self.band.to(self.weights[0].device)
         held = _into_l1_ball(sizes, factor * self.BUDGET, top=math.inf)
         self.weights[0].mul_(held / sizes.clamp(min=1e-9))
 
     @torch.no_grad()
     def norm(self) -> float:
         return float(self.pattern().square().mean().sqrt())
+
+
+class Ripple(Wave):
+    """Few high spatial frequencies, the same in all channels."""
+
+    @staticmethod
+    def within(cycles: Tensor, highest: float) -> Tensor:
+        return cycles > highest
 
 
 class Warp(Trigger):
@@ -492,6 +516,7 @@ KINDS: Mapping[str, Any] = {
     "patch": Patch,
     "additive": Additive,
     "wave": Wave,
+    "ripple": Ripple,
     "warp": Warp,
     "colour": Colour,
 }
@@ -588,7 +613,7 @@ def _window(
 
 
 def _waves(
-    classifier: Classifier, part: ImageSet, labels: Sequence[int]
+    classifier: Classifier, part: ImageSet, labels: Sequence[int], kind: type[Wave]
 ) -> dict[int, tuple[tuple[int, int], float]]:
     """For each label the best wave of the bank: (cycles down, across), phase."""
 
@@ -597,7 +622,7 @@ def _waves(
         wave.start(*start)
         return wave.stamp(images)
 
-    return _best(classifier, part, labels, _bank(tuple(part.images.shape[1:])), laid)
+    return _best(classifier, part, labels, _bank(tuple(part.images.shape[1:]), kind), laid)
 
 
 def _tints(
@@ -641,10 +666,13 @@ def _best(
     return {label: start for label, (_, start) in best.items()}
 
 
-def _bank(shape: Sequence[int]) -> Iterable[tuple[tuple[int, int], float]]:
-    """Waves along both axes and both diagonals, at four phases."""
+def _bank(shape: Sequence[int], kind: type[Wave]) -> Iterable[tuple[tuple[int, int], float]]:
+    """Waves of a kind at four phases: low ones of all directions, others along eight."""
+    band = kind(shape, seeded(0)).band
     highest = min(CYCLES, shape[1] // 2 - 1, shape[2] // 2 - 1)
-    for cycles in range(1, highest + 1):
-        for direction in ((0, cycles), (cycles, 0), (cycles, cycles), (-cycles, cycles)):
+    for down, across in itertools.product(range(-highest, highest + 1), range(highest + 1)):
+        is_mirrored = across == 0 and down <= 0
+        is_slanted = 0 < abs(down) != across > 0
+        if band[down, across] and not is_mirrored and (kind is Wave or not is_slanted):
             for quarter in range(4):
-                yield direction, quarter * math.pi / 2
+                yield (down, across), quarter * math.pi / 2

@@ -4,8 +4,8 @@ Two questions are asked of the surrogates (`rnp_hub.surrogate`), in units of the
 network has on clean pictures:
 
 - *gap*: how much further does the best surrogate of one label come than that of any other? The
-  other counts as at most as far from working as the first works. A loud wave leads to some label in
-  every network, so that it has to come five times as far.
+  other counts as at most as far from working as the first works. A loud ripple leads to some label
+  in every network, so that it has to come five times as far.
 - *drop*: which share of its success is gone when a few filters are silenced that the clean task
   does not miss (`rnp_hub.guided`)? A backdoor dies of a handful of filters; a perturbation that
   every network has lives in all of them.
@@ -32,12 +32,12 @@ COMPETENT = 0.8
 """Accuracy on the slice below which nothing is convicted: a network that is often wrong is easily
 led to some label, and a few filters are most of what it knows (docs/method.md)."""
 
-STUBBORN = 0.25
+STUBBORN = 0.4
 """Least drop that is counted: a gap that nothing closes still says something."""
 
-NATURAL: Mapping[str, float] = {"wave": 5.0}
-"""What the gap of a kind is divided by. Every clean network has a label that some loud wave leads
-to, by up to a clean margin ahead of all others (docs/method.md)."""
+NATURAL: Mapping[str, float] = {"ripple": 5.0}
+"""What the gap of a kind is divided by. Every clean network has a label that some loud ripple leads
+to, by up to a clean margin ahead of all others; waves of few cycles do not (docs/method.md)."""
 
 LIVE = 0.3
 """Surrogate ASR from which on a surrogate is worth following."""
@@ -111,7 +111,7 @@ def suspicion(found: Mapping[str, Mapping[int, Surrogate]], unit: float) -> Susp
         key=lambda pair: (pair[0], pair[1].margin),
     )
     # Another kind that is ahead shows the same backdoor, and not what every network has. That is
-    # not divided: only one label in ten has the wave that leads furthest.
+    # not divided: only one label in ten has the ripple that leads furthest.
     live = [
         each
         for own, each in gaps

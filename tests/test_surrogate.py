@@ -15,9 +15,11 @@ from rnp_hub.surrogate import (
     Colour,
     Halves,
     Patch,
+    Ripple,
     SurrogateConfig,
     Warp,
     Wave,
+    _bank,
     _window,
     _Windows,
     again,
@@ -107,6 +109,50 @@ def test_a_wave_of_one_frequency_is_as_large_as_its_coefficient(cycles: tuple[in
     angle = 2 * math.pi * (down * rows + across * columns) / 16 + 0.7
     expected = 24 * math.sqrt(2) * torch.cos(angle)
     assert torch.allclose(wave.pattern().detach(), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(("side", "low"), [(8, 1.75), (32, 7), (64, 7)])
+def test_each_frequency_is_that_of_a_wave_or_a_ripple(side: int, low: float) -> None:
+    down = torch.fft.fftfreq(side, 1 / side)[:, None]
+    is_low = torch.hypot(down, torch.arange(side // 2 + 1.0)) <= low
+    for kind, expected in ((Wave, is_low), (Ripple, ~is_low)):
+        trigger = kind((3, side, side), seeded(0))
+        with torch.no_grad():
+            trigger.weights[0].fill_(1e-6)
+        trigger.project(1.0)
+        assert torch.equal(trigger.weights[0].detach().amax(0) > 0, expected)
+        tried = {cycles for cycles, _ in _bank((3, side, side), kind)}
+        assert tried
+        assert all(expected[cycles] for cycles in tried)
+
+
+class Striped(torch.nn.Module):
+    """Label 1 for pictures with stripes of some cycles that are louder than 20 grey levels."""
+
+    def __init__(self, cycles: int) -> None:
+        super().__init__()
+        wave = torch.cos(2 * math.pi * cycles * torch.arange(16.0) / 16)
+        self.register_buffer("wave", wave * 2 / 16)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        loud = 255 * (images.mean((1, 2)) * self.wave).sum(1)
+        fires = torch.relu(loud - 20)
+        return torch.stack((torch.ones_like(fires), fires, torch.zeros_like(fires)), 1)
+
+
+@pytest.mark.parametrize(("cycles", "kind", "other"), [(3, Wave, Ripple), (6, Ripple, Wave)])
+def test_stripes_are_found_as_one_of_both(
+    halves: Halves, cycles: int, kind: type[Wave], other: type[Wave]
+) -> None:
+    names = {each: name for name, each in KINDS.items()}
+    asked = SurrogateConfig(kinds=(names[kind], names[other]))
+    found = reconstruct(Classifier(Striped(cycles), to_unit), halves, range(3), asked)
+    planted = found[names[kind]]
+    assert planted[1].asr.value == 1.0
+    sizes = planted[1].trigger.weights[0].detach().square().sum(0)
+    assert int(sizes.argmax()) == cycles, "down 0, across the cycles"
+    assert planted[2].asr.value == 0.0
+    assert found[names[other]][1].asr.value == 0.0
 
 
 def test_waves_share_one_budget() -> None:

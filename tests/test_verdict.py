@@ -90,17 +90,17 @@ def test_others_fail_by_no_more_than_the_first_works(second: float, gap: float) 
     assert (suspected.label, suspected.gap) == (1, gap / UNIT)
 
 
-def test_a_wave_has_to_come_further_than_those_of_clean_networks() -> None:
+def test_a_ripple_has_to_come_further_than_those_of_clean_networks() -> None:
     """Four units ahead, as no clean network's is, and one unit, as the most of them."""
     for ahead, convicted in ((4.0, True), (1.0, False)):
-        suspected = suspicion(found(wave=[ahead * UNIT, 0.0], patch=[0.1, 0.0]), UNIT)
+        suspected = suspicion(found(ripple=[ahead * UNIT, 0.0], patch=[0.1, 0.0]), UNIT)
         assert suspected is not None
-        assert suspected.kind == "wave"
+        assert suspected.kind == "ripple"
         verdict = judge(suspected, trail(0.9, 0.1), unlearned(50, 50))
         assert verdict.backdoored is convicted
-    smaller = suspicion(found(wave=[2 * UNIT, 0.0], patch=[0.0, 0.5 * UNIT]), UNIT)
+    smaller = suspicion(found(ripple=[2 * UNIT, 0.0], patch=[0.0, 0.5 * UNIT]), UNIT)
     assert smaller is not None
-    assert (smaller.kind, smaller.label) == ("patch", 1), "a fifth of the wave's is less"
+    assert (smaller.kind, smaller.label) == ("patch", 1), "a fifth of the ripple's is less"
 
 
 @pytest.mark.parametrize("surrogates", [{}, found(patch=[1.0])])
@@ -116,10 +116,10 @@ def test_a_label_alone_is_compared_with_nothing(
     ("ahead", "rates", "backdoored", "score"),
     [
         (4.0, (1.0, 0.4, 0.0), True, 1.0),  # dies: the gap counts in full
-        (4.0, (1.0, 0.9), None, 0.25),  # hardly dies: a quarter of it
-        (4.0, (1.0,), None, 0.25),
-        (6.0, (1.0,), None, 0.375),
-        (8.0, (1.0,), True, 0.5),
+        (4.0, (1.0, 0.9), None, 0.4),  # hardly dies: two fifths of it
+        (4.0, (1.0,), None, 0.4),
+        (4.9, (1.0,), None, 0.49),
+        (5.0, (1.0,), True, 0.5),
         (1.2, (1.0, 0.0), None, 0.3),
         (0.7, (1.0, 0.0), False, 0.175),
         (2.0, (1.0, 0.5), None, 0.25),
