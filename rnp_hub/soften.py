@@ -4,7 +4,8 @@ A backdoor that was tuned into a finished network is spread over filters which t
 Cutting them costs what it gains; giving every filter a mask, and learning all masks together, does
 not. As in RNP's second step only the masks move, one number a filter, so that a few hundred clean
 pictures are enough; but what they are learned on is the original network, and the task is to answer
-pictures with a surrogate trigger as the same pictures without it, and clean ones as before (the
+pictures with a surrogate trigger as the same pictures without it, and clean ones as before. The
+surrogates are learned on meanwhile, against the masks: else the next best trigger would stay (the
 objective of Wu and Wang 2021, *ANP*, and of Zeng et al. 2022, *I-BAU*, over masks alone).
 
 A mask is multiplied into the weights, so that the network keeps its architecture and its size.
@@ -25,7 +26,7 @@ from rnp_hub.hooks import gates, scale
 from rnp_hub.network import Classifier, ImageSet, augment
 from rnp_hub.prune import silenced_copy
 from rnp_hub.sites import Site
-from rnp_hub.surrogate import Halves, Surrogate, frozen, logits_of_all, without
+from rnp_hub.surrogate import Halves, Surrogate, Trigger, chase, frozen, logits_of_all, without
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class SoftenConfig:
             taken.
         learning_rate: of Adam over the masks, falling to 0 in the second half.
         steps: updates.
+        every, chased: between how many of them each surrogate is learned on, and by how many
+            updates of its own, on half of `pictures` each.
         largest: a mask's largest value.
         pictures, clean_pictures: with surrogates, shared among them, and without, per update.
         max_ca_drop: accuracy that may be lost on the slice and its augmented copies, besides what
@@ -49,6 +52,8 @@ class SoftenConfig:
     weights: tuple[float, ...] = (0.2, 0.1, 0.03)
     learning_rate: float = 0.05
     steps: int = 100
+    every: int = 10
+    chased: int = 5
     largest: float = 2.0
     pictures: int = 64
     clean_pictures: int = 96
@@ -139,7 +144,9 @@ class _Lesson:
         others: Tensor,
         config: SoftenConfig,
     ) -> None:
-        self.work, self.stays, self.surrogates, self.config = work, stays, surrogates, config
+        self.work, self.stays, self.config = work, stays, config
+        self.label = surrogates[0].label
+        self.triggers = [each.trigger for each in surrogates]
         self.generator = seeded(config.seed)
         self.clean, self.others = around(clean, self.generator, flip=config.flip), others
         self.drawn = self.generator.get_state()
@@ -156,10 +163,13 @@ class _Lesson:
         falling = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda done: min(1.0, 2 * (1 - done / steps))
         )
-        for _ in range(steps):
+        moved = self.triggers
+        for step in range(steps):
+            if step and step % self.config.every == 0:
+                moved = self._chased(moved, masks)
             optimiser.zero_grad()
             with gates(self.work.module, masks):
-                self._loss(weight).backward()
+                self._loss(weight, [*self.triggers, *moved]).backward()
             optimiser.step()
             falling.step()
             with torch.no_grad():
@@ -167,14 +177,24 @@ class _Lesson:
                     mask.clamp_(0, self.config.largest).mul_(stays[site])
         return {site: mask.detach().cpu() for site, mask in masks.items()}
 
-    def _loss(self, weight: float) -> Tensor:
+    def _chased(self, triggers: Sequence[Trigger], masks: Masks) -> list[Trigger]:
+        """The triggers, learned on against the masks as they are now."""
+        held = {site: mask.detach() for site, mask in masks.items()}
+        with gates(self.work.module, held):
+            return [
+                chase(
+                    self.work, each, self.others, self.label, self.config.chased,
+                    max(1, self.config.pictures // 2), self.generator,
+                )
+                for each in triggers
+            ]  # fmt: skip
+
+    def _loss(self, weight: float, triggers: Sequence[Trigger]) -> Tensor:
         index = self._some(len(self.clean), self.config.clean_pictures)
         other = self._some(len(self.others), self.config.pictures)
         laid = [
-            each.trigger.stamp(self.others[part])
-            for each, part in zip(
-                self.surrogates, other.tensor_split(len(self.surrogates)), strict=True
-            )
+            each.stamp(self.others[part])
+            for each, part in zip(triggers, other.tensor_split(len(triggers)), strict=True)
             if len(part)
         ]
         logits = self.work.logits(torch.cat((self.clean[index], *laid))).log_softmax(1)

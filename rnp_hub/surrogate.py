@@ -25,6 +25,7 @@ its ASR is never called *the* ASR.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -202,19 +203,59 @@ def _fit(
 ) -> None:
     """Descend on the trigger alone, its budget wide at first and shrinking."""
     generator = seeded(config.seed + 1)
-    device = classifier.compute.device
-    trigger.to(device)
+    trigger.to(classifier.compute.device)
     descent = _Descent(trigger)
     trigger.project(trigger.wide)
     for step in range(config.steps):
         done = step / config.steps
-        index = torch.randint(0, len(images), (config.batch_size,), generator=generator)
-        logits = classifier.logits(trigger(images[index].to(device).float()))
-        loss = F.softplus(-margins(logits, label)).mean()
-        gradients = torch.autograd.grad(loss, trigger.weights)
-        descent.step(gradients, 1 - 0.9 * max(0.0, (done - HOLD) / (1 - HOLD)))
+        share = 1 - 0.9 * max(0.0, (done - HOLD) / (1 - HOLD))
+        _update(classifier, descent, images, label, config.batch_size, generator, share)
         trigger.project(trigger.wide ** max(0.0, 1 - done / HOLD))
     trigger.project(1.0)
+
+
+def chase(
+    classifier: Classifier,
+    trigger: Trigger,
+    images: Tensor,
+    label: int,
+    steps: int,
+    batch_size: int,
+    generator: torch.Generator,
+) -> Trigger:
+    """What a trigger becomes when it is learned on, a little, against a network that has changed.
+
+    Args:
+        classifier: the network, whose weights take no gradient.
+        trigger: left as it was.
+        images: uint8 (n, C, H, W), of other labels.
+        label: where it sends pictures.
+        steps: updates.
+        batch_size: pictures per update.
+        generator: of the batches.
+    """
+    trigger = copy.deepcopy(trigger)
+    descent = _Descent(trigger)
+    for _ in range(steps):
+        _update(classifier, descent, images, label, batch_size, generator, 0.5)
+        trigger.project(1.0)
+    return trigger
+
+
+def _update(
+    classifier: Classifier,
+    descent: _Descent,
+    images: Tensor,
+    label: int,
+    batch_size: int,
+    generator: torch.Generator,
+    share: float,
+) -> None:
+    trigger, device = descent.trigger, classifier.compute.device
+    index = torch.randint(0, len(images), (batch_size,), generator=generator)
+    logits = classifier.logits(trigger(images[index].to(device).float()))
+    loss = F.softplus(-margins(logits, label)).mean()
+    descent.step(torch.autograd.grad(loss, trigger.weights), share)
 
 
 class _Descent:

@@ -23,7 +23,10 @@ from rnp_hub.surrogate import (
     _window,
     _Windows,
     again,
+    chase,
+    frozen,
     margins,
+    measured,
     reconstruct,
     without,
 )
@@ -264,6 +267,25 @@ def test_without_its_filter_the_backdoor_is_gone(planted: Classifier, halves: Ha
     with torch.no_grad():
         healed.module.norm.weight[4] = 0
     assert again(healed, found, halves.score).asr.value == 0
+
+
+def test_a_chased_trigger_comes_closer_and_the_old_one_stays(
+    planted: Classifier, halves: Halves
+) -> None:
+    """The planted trigger is red; a grey one in the same place does nothing yet."""
+    patch = Patch(SHAPE, seeded(0))
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., 14:, 14:] = 1
+    patch.start(mask, torch.full((1, *SHAPE), 90.0))
+    before = [each.detach().clone() for each in patch.weights]
+    network, others = frozen(planted), without(halves.fit, 2).images
+
+    chased = chase(network, patch, others, 2, 10, 32, seeded(0))
+
+    old, new = (measured(network, "patch", each, halves.score, 2) for each in (patch, chased))
+    assert new.margin > old.margin + 0.5
+    assert new.norm <= 0.025 + 1e-6
+    assert all(torch.equal(*pair) for pair in zip(patch.weights, before, strict=True))
 
 
 def test_the_network_is_left_as_it_was(planted: Classifier, halves: Halves) -> None:
