@@ -13,7 +13,8 @@ Kinds, each with the budget it is held to (docs/method.md says what that was cho
   often misses a patch of few pixels.
 - `additive`: any pattern added to the picture; 8 grey levels root mean square.
 - `wave`: few spatial frequencies up to seven cycles per picture, as of SIG; 30 grey levels. It
-  begins at the best of a bank of waves that are tried on all labels at once.
+  begins at the best of a bank of waves that are tried on all labels at once; the half of the
+  labels whose best does least is measured with that.
 - `ripple`: the same of more cycles, to which every network has a weakness.
 - `warp`: a smooth displacement, as of WaNet; 0.6 of 32 pixels.
 - `colour`: a linear filter of 3 × 3 pixels and all channels, as of a photo app; 24 grey levels.
@@ -127,6 +128,12 @@ def reconstruct(
         for kind in config.kinds
         if issubclass(KINDS[kind], Wave)
     }
+    # The label whose wave comes furthest in the end is among those whose best of the bank does.
+    hopeless = {
+        (kind, label)
+        for kind, starts in waves.items()
+        for label in list(starts)[(len(starts) + 1) // 2 :]
+    }
     tints = _tints(classifier, halves.fit, labels) if "colour" in config.kinds else {}
     found: dict[str, dict[int, Surrogate]] = {kind: {} for kind in config.kinds}
     for place, kind in enumerate(config.kinds):
@@ -141,7 +148,8 @@ def reconstruct(
                 trigger.start(*tints[label], pictures[:BANK_PICTURES])
             if isinstance(trigger, Patch):
                 trigger.start(*_window(classifier, pictures, label, config))
-            _fit(classifier, trigger, pictures, label, config)
+            if (kind, label) not in hopeless:
+                _fit(classifier, trigger, pictures, label, config)
             found[kind][label] = measured(classifier, kind, trigger, halves.score, label)
             done = (place + (number + 1) / len(labels)) / len(config.kinds)
             progress("surrogates", done, {"label": label})
@@ -656,7 +664,7 @@ def _window(
 def _waves(
     classifier: Classifier, part: ImageSet, labels: Sequence[int], kind: type[Wave]
 ) -> dict[int, tuple[tuple[int, int], float]]:
-    """For each label the best wave of the bank: (cycles down, across), phase."""
+    """For each label the best wave of the bank: (cycles down, across), phase. See `_best`."""
 
     def laid(start: tuple[tuple[int, int], float], images: Tensor) -> Tensor:
         wave = Wave(images.shape[1:], seeded(0))
@@ -691,7 +699,7 @@ def _best(
     bank: Iterable[Start],
     laid: Callable[[Start, Tensor], Tensor],
 ) -> dict[int, Start]:
-    """For each label what in a bank has the largest margin.
+    """For each label what in a bank has the largest margin; labels by that margin, largest first.
 
     Each is laid on the same few pictures, whose logits answer for all labels at once.
     """
@@ -704,7 +712,8 @@ def _best(
             margin = float(margins(logits[others], label).mean()) if others.any() else 0.0
             if label not in best or margin > best[label][0]:
                 best[label] = (margin, start)
-    return {label: start for label, (_, start) in best.items()}
+    order = sorted(best, key=lambda label: best[label][0], reverse=True)
+    return {label: best[label][1] for label in order}
 
 
 def _bank(shape: Sequence[int], kind: type[Wave]) -> Iterable[tuple[tuple[int, int], float]]:
