@@ -23,10 +23,11 @@ from rnp_hub.compute import seeded
 from rnp_hub.evaluate import accuracy
 from rnp_hub.guided import around, divergence
 from rnp_hub.hooks import gates, scale
+from rnp_hub.kinds import Trigger
 from rnp_hub.network import Classifier, ImageSet, augment
 from rnp_hub.prune import silenced_copy
 from rnp_hub.sites import Site
-from rnp_hub.surrogate import Halves, Surrogate, Trigger, chase, frozen, logits_of_all, without
+from rnp_hub.surrogate import Halves, Surrogate, chase, frozen, logits_of_all, without
 
 
 @dataclass(frozen=True)

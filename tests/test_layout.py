@@ -34,6 +34,7 @@ ORDER = [
     "unlearn",
     "recover",
     "prune",
+    "kinds",
     "surrogate",
     "guided",
     "verdict",

@@ -8,17 +8,11 @@ import pytest
 import torch
 
 from rnp_hub.compute import seeded
+from rnp_hub.kinds import KINDS, Additive, Colour, Patch, Ripple, Warp, Wave
 from rnp_hub.network import Classifier, ImageSet
 from rnp_hub.surrogate import (
-    KINDS,
-    Additive,
-    Colour,
     Halves,
-    Patch,
-    Ripple,
     SurrogateConfig,
-    Warp,
-    Wave,
     _bank,
     _window,
     _Windows,

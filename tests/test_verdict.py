@@ -10,8 +10,9 @@ import torch
 from rnp_hub.compute import Compute, seeded
 from rnp_hub.evaluate import Rate
 from rnp_hub.guided import Step, Trail
+from rnp_hub.kinds import Patch
 from rnp_hub.network import Classifier, to_unit_range
-from rnp_hub.surrogate import Patch, Surrogate
+from rnp_hub.surrogate import Surrogate
 from rnp_hub.unlearn import Unlearned
 from rnp_hub.verdict import judge, stands_out, suspicion
 
