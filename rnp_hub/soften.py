@@ -23,11 +23,11 @@ from rnp_hub.compute import seeded
 from rnp_hub.evaluate import accuracy
 from rnp_hub.guided import around, divergence
 from rnp_hub.hooks import gates, scale
-from rnp_hub.kinds import Trigger
 from rnp_hub.network import Classifier, ImageSet, augment
 from rnp_hub.prune import silenced_copy
 from rnp_hub.sites import Site
 from rnp_hub.surrogate import Halves, Surrogate, chase, frozen, logits_of_all, without
+from rnp_hub.trigger_kinds import Trigger
 
 
 @dataclass(frozen=True)
@@ -164,13 +164,13 @@ class _Lesson:
         falling = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda done: min(1.0, 2 * (1 - done / steps))
         )
-        moved = self.triggers
+        chased: list[Trigger] = []
         for step in range(steps):
             if step and step % self.config.every == 0:
-                moved = self._chased(moved, masks)
+                chased = self._chased(chased or self.triggers, masks)
             optimiser.zero_grad()
             with gates(self.work.module, masks):
-                self._loss(weight, [*self.triggers, *moved]).backward()
+                self._loss(weight, [*self.triggers, *chased]).backward()
             optimiser.step()
             falling.step()
             with torch.no_grad():
@@ -193,9 +193,11 @@ class _Lesson:
     def _loss(self, weight: float, triggers: Sequence[Trigger]) -> Tensor:
         index = self._some(len(self.clean), self.config.clean_pictures)
         other = self._some(len(self.others), self.config.pictures)
+        # In another order each time: where pictures are few, not each trigger gets one.
+        order = self._some(len(triggers), len(triggers)).tolist()
         laid = [
-            each.stamp(self.others[part])
-            for each, part in zip(triggers, other.tensor_split(len(triggers)), strict=True)
+            triggers[place].stamp(self.others[part])
+            for place, part in zip(order, other.tensor_split(len(triggers)), strict=True)
             if len(part)
         ]
         logits = self.work.logits(torch.cat((self.clean[index], *laid))).log_softmax(1)

@@ -6,7 +6,7 @@ other half: at the target label the surrogate works far better than at any other
 *Neural Cleanse*, whose outlier is a norm; here the budget is fixed and the margin is the outlier,
 which needs no search for a multiplier and is measured for surrogates that fail too).
 
-The kinds and their budgets are those of `rnp_hub.kinds`.
+The kinds and their budgets are those of `rnp_hub.trigger_kinds`.
 
 A surrogate also fires where there is no backdoor, since networks have universal perturbations:
 its ASR is never called *the* ASR.
@@ -27,9 +27,9 @@ from torch.nn import functional as F
 
 from rnp_hub.compute import seeded
 from rnp_hub.evaluate import Rate
-from rnp_hub.kinds import KINDS, Colour, Patch, Trigger, Wave
 from rnp_hub.network import Classifier, ImageSet, evaluation_mode
 from rnp_hub.progress import Progress, quiet
+from rnp_hub.trigger_kinds import KINDS, Colour, Patch, Trigger, Wave
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,11 @@ def reconstruct(
         for kind in config.kinds
         if issubclass(KINDS[kind], Wave)
     }
-    # The label whose wave comes furthest in the end is among those whose best of the bank does.
+    # The labels whose waves come furthest in the end are among those whose best of the bank does.
     hopeless = {
         (kind, label)
         for kind, starts in waves.items()
-        for label in list(starts)[(len(starts) + 1) // 2 :]
+        for label in list(starts)[max(HOPEFUL, (len(starts) + 1) // 2) :]
     }
     tints = _tints(classifier, halves.fit, labels) if "colour" in config.kinds else {}
     found: dict[str, dict[int, Surrogate]] = {kind: {} for kind in config.kinds}
@@ -137,6 +137,7 @@ def reconstruct(
                 trigger.start(*tints[label], pictures[:BANK_PICTURES])
             if isinstance(trigger, Patch):
                 trigger.start(*_window(classifier, pictures, label, config))
+            trigger.to(classifier.compute.device)
             if (kind, label) not in hopeless:
                 _fit(classifier, trigger, pictures, label, config)
             found[kind][label] = measured(classifier, kind, trigger, halves.score, label)
@@ -200,7 +201,6 @@ def _fit(
 ) -> None:
     """Descend on the trigger alone, its budget wide at first and shrinking."""
     generator = seeded(config.seed + 1)
-    trigger.to(classifier.compute.device)
     descent = _Descent(trigger)
     trigger.project(trigger.wide)
     for step in range(config.steps):
@@ -290,6 +290,8 @@ class _Descent:
 
 # --- where to begin ---------------------------------------------------------------------------
 
+HOPEFUL = 4
+"""Least labels whose waves are learned beyond the best of the bank."""
 CYCLES = 16
 """Highest frequency of the bank, in cycles per picture."""
 BANK_PICTURES = 16
@@ -352,6 +354,7 @@ def _window(
 ) -> tuple[Tensor, Tensor]:
     """Mask and pattern of the window that does most for a label."""
     windows = _Windows(tuple(images.shape[1:]), seeded(config.seed + 2))
+    windows.to(classifier.compute.device)
     _fit(classifier, windows, images, label, replace(config, steps=WINDOW_STEPS))
     some = images[: max(2, config.batch_size // 2)].to(classifier.compute.device).float()
 
@@ -369,7 +372,7 @@ def _waves(
     """For each label the best wave of the bank: (cycles down, across), phase. See `_best`."""
 
     def laid(start: tuple[tuple[int, int], float], images: Tensor) -> Tensor:
-        wave = Wave(images.shape[1:], seeded(0))
+        wave = kind(images.shape[1:], seeded(0))
         wave.start(*start)
         return wave.stamp(images)
 
@@ -419,12 +422,12 @@ def _best(
 
 
 def _bank(shape: Sequence[int], kind: type[Wave]) -> Iterable[tuple[tuple[int, int], float]]:
-    """Waves of a kind at four phases: low ones of all directions, others along eight."""
+    """Waves of a kind at four phases: low ones of all directions, others along four."""
     band = kind(shape, seeded(0)).band
     highest = min(CYCLES, shape[1] // 2 - 1, shape[2] // 2 - 1)
     for down, across in itertools.product(range(-highest, highest + 1), range(highest + 1)):
         is_mirrored = across == 0 and down <= 0
-        is_slanted = 0 < abs(down) != across > 0
+        is_slanted = down and across and abs(down) != across
         if band[down, across] and not is_mirrored and (kind is Wave or not is_slanted):
             for quarter in range(4):
                 yield (down, across), quarter * math.pi / 2

@@ -34,7 +34,7 @@ ORDER = [
     "unlearn",
     "recover",
     "prune",
-    "kinds",
+    "trigger_kinds",
     "surrogate",
     "guided",
     "verdict",

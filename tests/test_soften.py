@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rnp_hub.evaluate import accuracy
 from rnp_hub.heal import SOFTENINGS, WORKS, heal
@@ -19,6 +20,7 @@ from rnp_hub.scan import Scanned, scan
 from rnp_hub.sites import Site, gate_sites
 from rnp_hub.soften import Masks, SoftenConfig, masked_copy, moved, soften
 from rnp_hub.surrogate import Halves, Surrogate, SurrogateConfig, again, reconstruct
+from rnp_hub.trigger_kinds import Trigger
 from tests.networks import SmallResNet, randomised, stripes
 
 CLEAN = stripes(160)
@@ -69,6 +71,32 @@ def test_the_trigger_dies_and_the_clean_task_lives(
     assert all(
         torch.equal(planted.module.state_dict()[name], each) for name, each in before.items()
     )
+
+
+def test_surrogates_are_learned_on_while_masks_are(
+    planted: Classifier,
+    planted_sites: tuple[Site, ...],
+    surrogate: Surrogate,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every ten of the hundred updates, from where they stood, and pictures carry them."""
+    chased: list[Trigger] = []
+    laid: set[int] = set()
+
+    def chase(_network: Classifier, trigger: Trigger, *_: Any) -> Trigger:
+        assert trigger is (chased[-1] if chased else surrogate.trigger)
+        chased.append(copy.deepcopy(trigger))
+        return chased[-1]
+
+    def stamp(trigger: Trigger, images: Tensor) -> Tensor:
+        laid.add(id(trigger))
+        return images
+
+    monkeypatch.setattr("rnp_hub.soften.chase", chase)
+    monkeypatch.setattr(type(surrogate.trigger), "stamp", stamp)
+    soften(planted, planted_sites, [], [surrogate], CLEAN, HALVES, replace(CONFIG, weights=(0.1,)))
+    assert len(chased) == 9
+    assert laid == {id(each) for each in (surrogate.trigger, *chased)}
 
 
 def test_silenced_filters_stay_silenced(

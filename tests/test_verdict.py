@@ -10,9 +10,9 @@ import torch
 from rnp_hub.compute import Compute, seeded
 from rnp_hub.evaluate import Rate
 from rnp_hub.guided import Step, Trail
-from rnp_hub.kinds import Patch
 from rnp_hub.network import Classifier, to_unit_range
 from rnp_hub.surrogate import Surrogate
+from rnp_hub.trigger_kinds import Patch
 from rnp_hub.unlearn import Unlearned
 from rnp_hub.verdict import judge, stands_out, suspicion
 
@@ -89,6 +89,12 @@ def test_others_fail_by_no_more_than_the_first_works(second: float, gap: float) 
     suspected = suspicion(found(warp=[second, 2.0]), UNIT)
     assert suspected is not None
     assert (suspected.label, suspected.gap) == (1, gap / UNIT)
+
+
+def test_a_wave_counts_in_full() -> None:
+    suspected = suspicion(found(wave=[UNIT, 0.0], patch=[0.5 * UNIT, 0.0]), UNIT)
+    assert suspected is not None
+    assert (suspected.kind, suspected.gap) == ("wave", 1.0)
 
 
 def test_a_ripple_has_to_come_further_than_those_of_clean_networks() -> None:

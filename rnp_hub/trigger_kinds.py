@@ -4,10 +4,11 @@
   best of all windows of a fifth of the picture's side: from a mask that is everywhere the descent
   often misses a patch of few pixels.
 - `additive`: any pattern added to the picture; 8 grey levels root mean square.
-- `wave`: few spatial frequencies up to seven cycles per picture, as of SIG; 30 grey levels. It
-  begins at the best of a bank of waves that are tried on all labels at once; the half of the
-  labels whose best does least is measured with that.
-- `ripple`: the same of more cycles, to which every network has a weakness.
+- `wave`: few low spatial frequencies, as of SIG; 30 grey levels. Low is up to seven cycles per
+  picture of 32 pixels or more, and less of smaller ones. It begins at the best of a bank of waves
+  that are tried on all labels at once; only the half of the labels, four at least, whose best does
+  most is learned further, the others are measured with what they have.
+- `ripple`: the same of high frequencies, to which every network has a weakness.
 - `warp`: a smooth displacement, as of WaNet; 0.6 of 32 pixels.
 - `colour`: a linear filter of 3 × 3 pixels and all channels, as of a photo app; 24 grey levels.
   It begins at the best of a bank of tints.
@@ -130,10 +131,7 @@ class Additive(Trigger):
 
 
 class Wave(Trigger):
-    """Few low spatial frequencies, the same in all channels.
-
-    Low is up to 7 cycles per picture, each of 32 / 7 pixels or more.
-    """
+    """Few low spatial frequencies, the same in all channels; none is shorter than 32 / 7 pixels."""
 
     BUDGET = 30.0
     rates = (8.0,)
@@ -149,8 +147,8 @@ class Wave(Trigger):
 
     @staticmethod
     def within(cycles: Tensor, highest: float) -> Tensor:
-        """Which numbers of cycles per picture are of this kind; `highest` is the last low one."""
-        return cycles <= highest
+        """Which numbers of cycles per picture are of this kind; up to `highest` they are low."""
+        return (cycles > 0) & (cycles <= highest)
 
     def start(self, cycles: tuple[int, int], phase: float) -> None:
         """Begin with one wave, a little below the budget: `cycles` down and across."""
@@ -253,7 +251,7 @@ class Colour(Trigger):
 
     def __init__(self, shape: Sequence[int], generator: torch.Generator) -> None:
         channels = shape[0]
-        self.change = 0.0
+        self.seen = torch.zeros(1, *shape)
         super().__init__(
             0.002 * torch.randn(channels, channels, 3, 3, generator=generator),
             torch.zeros(1, channels, 1, 1),
@@ -272,20 +270,25 @@ class Colour(Trigger):
         self.project(0.8)
 
     def __call__(self, images: Tensor) -> Tensor:
+        self.seen = images.detach()
+        return self._laid(images)
+
+    def _laid(self, images: Tensor) -> Tensor:
         weight, shift = self.weights
         padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
-        laid = (images + F.conv2d(padded, weight) + shift).clamp(0, 255)
-        self.change = float((laid - images).detach().square().mean().sqrt())
-        return laid
+        return (images + F.conv2d(padded, weight) + shift).clamp(0, 255)
 
     @torch.no_grad()
     def project(self, factor: float) -> None:
+        share = min(1.0, factor * self.BUDGET / max(self.norm(), 1e-9))
         for weight in self.weights:
-            weight.mul_(min(1.0, factor * self.BUDGET / max(self.change, 1e-9)))
+            weight.mul_(share)
 
+    @torch.no_grad()
     def norm(self) -> float:
         """Of the pictures it was last laid on."""
-        return self.change
+        seen = self.seen.to(self.weights[0].device)
+        return float(_rms(self._laid(seen) - seen))
 
 
 KINDS: Mapping[str, Any] = {
