@@ -93,7 +93,7 @@ class SanitizeConfig:
             batch_size=min(self.recover.batch_size, LARGE_BATCH),
             epochs=min(self.recover.epochs, LARGE_EPOCHS),
         )
-        pruning = replace(self.prune, tried=scan.guided.filters)
+        pruning = replace(self.prune, tried=scan.guided.filters, copies=0)
         return replace(self, **vars(scan), recover=recover, prune=pruning)
 
     @staticmethod
@@ -147,7 +147,9 @@ class SanitizeConfig:
         return SanitizeConfig(
             unlearn,
             recover,
-            PruneConfig(budget, guard=2 * GUARD * budget, max_mask=MAX_MASK),
+            PruneConfig(
+                budget, guard=2 * GUARD * budget, max_mask=MAX_MASK, copies=3, flip=flip, seed=seed
+            ),
             recipe,
             SurrogateConfig(seed=seed),
             GuidedConfig(budget, guard=2 * GUARD * budget, flip=flip, seed=seed),
