@@ -45,6 +45,8 @@ digits (docs/method.md)."""
 ON_THE_SLICE = 0.5
 """Share of `max_ca_drop` that may be lost on the slice: a network knows its training pictures
 better, and loses about twice as much elsewhere (docs/method.md)."""
+FORCED = 0.5
+"""Share of that where nothing is suspected: there is no more than accuracy to go by."""
 LARGE_BATCH, LARGE_EPOCHS = 32, 5
 """How masks are learned on large pictures."""
 
@@ -298,7 +300,7 @@ class _Work:
             lambda: unlearn(self.original, self.clean, self.config.unlearn, self.progress),
         )
         recovered = self._recovered(unlearned)
-        return _Found(unlearned, recovered, self._by_masks(recovered))
+        return _Found(unlearned, recovered, self._by_masks(recovered, self.config.prune))
 
     def scanned(self, config: ScanConfig) -> _Found:
         """Scan, and heal where the suspicion is grave."""
@@ -309,7 +311,10 @@ class _Work:
             return _Found(found.unlearned, None, pruned, found)
         recovered = self._recovered(found.unlearned)
         if not found.is_tangible:
-            return _Found(found.unlearned, recovered, self._by_masks(recovered), found)
+            asked = self.config.prune
+            if not found.is_grave:
+                asked = replace(asked, max_ca_drop=FORCED * asked.max_ca_drop)
+            return _Found(found.unlearned, recovered, self._by_masks(recovered, asked), found)
         healed = self.watch.time(
             "prune",
             lambda: heal(
@@ -345,10 +350,10 @@ class _Work:
             ),
         )
 
-    def _by_masks(self, recovered: Recovered) -> Pruned:
+    def _by_masks(self, recovered: Recovered, asked: PruneConfig) -> Pruned:
         return self.watch.time(
             "prune",
-            lambda: prune(self.original, recovered, self.clean, self.config.prune, self.progress),
+            lambda: prune(self.original, recovered, self.clean, asked, self.progress),
         )
 
 
