@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from rnp_hub.errors import DataError
 from rnp_hub.evaluate import accuracy
 from rnp_hub.method import Sanitized
 from rnp_hub.network import Classifier, ImageSet, to_unit_range
+from rnp_hub.prune import Pruned, prune
 from rnp_hub.scan import _labels, as_pixels
 from rnp_hub.surrogate import SurrogateConfig
 from rnp_hub.unlearn import Unlearned
@@ -83,6 +85,28 @@ def test_a_clean_network_keeps_its_weights(acquitted: Sanitized) -> None:
     assert all(
         torch.equal(original[name], each) for name, each in acquitted.module.state_dict().items()
     )
+
+
+@pytest.mark.parametrize("grave", [False, True])
+def test_masks_spend_less_where_nothing_is_suspected(
+    acquitted: Sanitized, monkeypatch: pytest.MonkeyPatch, *, grave: bool
+) -> None:
+    """A quarter of what may be lost with `--force`, half where the lean is suspicious."""
+    assert acquitted.scanned is not None
+    verdict = replace(acquitted.scanned.verdict, backdoored=None if grave else False, leans=grave)
+    scanned = replace(acquitted.scanned, verdict=verdict)
+    asked = []
+
+    def noted(*given: Any) -> Pruned:
+        asked.append(given[3])
+        return prune(*given)
+
+    monkeypatch.setattr("rnp_hub.method.scan", lambda *_: scanned)
+    monkeypatch.setattr("rnp_hub.method.prune", noted)
+    config = rnp_hub.SanitizeConfig.of(flip=False, max_ca_drop=0.04, force=not grave)
+    result = sanitized(Planted(strength=0.0), CLEAN, config)
+    assert [each.max_ca_drop for each in asked] == [0.02 if grave else 0.01]
+    assert result.pruned.rule == "guarded"
 
 
 def test_pictures_of_floats_give_the_same_verdict(healed: Sanitized) -> None:
