@@ -5,7 +5,7 @@ network has on clean pictures:
 
 - *gap*: how much further does the best surrogate of one label come than that of any other? The
   other counts as at most as far from working as the first works. A loud ripple leads to some label
-  in every network, so that it has to come five times as far.
+  in every network, so that it has to come five times as far; a wave, twice.
 - *drop*: which share of its success is gone when a few filters are silenced that the clean task
   does not miss (`rnp_hub.guided`)? A backdoor dies of a handful of filters; a perturbation that
   every network has lives in all of them.
@@ -35,9 +35,9 @@ led to some label, and a few filters are most of what it knows (docs/method.md).
 STUBBORN = 0.4
 """Least drop that is counted: a gap that nothing closes still says something."""
 
-NATURAL: Mapping[str, float] = {"ripple": 5.0}
+NATURAL: Mapping[str, float] = {"wave": 2.0, "ripple": 5.0}
 """What the gap of a kind is divided by. Every clean network has a label that some loud ripple leads
-to, by up to a clean margin ahead of all others; waves of few cycles do not (docs/method.md)."""
+to, by up to a clean margin ahead of all others; few have one that a wave does (docs/method.md)."""
 
 LIVE = 0.3
 """Surrogate ASR from which on a surrogate is worth following."""

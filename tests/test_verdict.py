@@ -91,23 +91,20 @@ def test_others_fail_by_no_more_than_the_first_works(second: float, gap: float) 
     assert (suspected.label, suspected.gap) == (1, gap / UNIT)
 
 
-def test_a_wave_counts_in_full() -> None:
-    suspected = suspicion(found(wave=[UNIT, 0.0], patch=[0.5 * UNIT, 0.0]), UNIT)
-    assert suspected is not None
-    assert (suspected.kind, suspected.gap) == ("wave", 1.0)
-
-
-def test_a_ripple_has_to_come_further_than_those_of_clean_networks() -> None:
-    """Four units ahead, as no clean network's is, and one unit, as the most of them."""
-    for ahead, convicted in ((4.0, True), (1.0, False)):
-        suspected = suspicion(found(ripple=[ahead * UNIT, 0.0], patch=[0.1, 0.0]), UNIT)
+@pytest.mark.parametrize(("kind", "natural", "most"), [("wave", 2, 0.7), ("ripple", 5, 1.0)])
+def test_waves_have_to_come_further_than_those_of_clean_networks(
+    kind: str, natural: int, most: float
+) -> None:
+    """`most` is the largest gap that a clean network was seen to have; the drop is 0.9."""
+    for gap, convicted in ((0.6 * natural, True), (most, False)):
+        suspected = suspicion(found(**{kind: [gap * UNIT, 0.0], "patch": [0.1, 0.0]}), UNIT)
         assert suspected is not None
-        assert suspected.kind == "ripple"
-        verdict = judge(suspected, trail(0.9, 0.1), unlearned(50, 50))
-        assert verdict.backdoored is convicted
-    smaller = suspicion(found(ripple=[2 * UNIT, 0.0], patch=[0.0, 0.5 * UNIT]), UNIT)
+        assert suspected.kind == kind
+        verdict = judge(suspected, trail(1.0, 0.1), unlearned(50, 50))
+        assert verdict.backdoored is (True if convicted else None if kind == "wave" else False)
+    smaller = suspicion(found(**{kind: [0.9 * natural * UNIT, 0.0], "patch": [0.0, UNIT]}), UNIT)
     assert smaller is not None
-    assert (smaller.kind, smaller.label) == ("patch", 1), "a fifth of the ripple's is less"
+    assert (smaller.kind, smaller.label) == ("patch", 1)
 
 
 @pytest.mark.parametrize("surrogates", [{}, found(patch=[1.0])])
