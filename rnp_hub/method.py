@@ -149,9 +149,7 @@ class SanitizeConfig:
         return SanitizeConfig(
             unlearn,
             recover,
-            PruneConfig(
-                budget, guard=2 * GUARD * budget, max_mask=MAX_MASK, copies=3, flip=flip, seed=seed
-            ),
+            PruneConfig(budget, guard=2 * GUARD * budget, max_mask=MAX_MASK),
             recipe,
             SurrogateConfig(seed=seed),
             GuidedConfig(budget, guard=2 * GUARD * budget, flip=flip, seed=seed),

@@ -32,7 +32,7 @@ COMPETENT = 0.8
 """Accuracy on the slice below which nothing is convicted: a network that is often wrong is easily
 led to some label, and a few filters are most of what it knows (docs/method.md)."""
 
-STUBBORN = 0.4
+STUBBORN = 0.25
 """Least drop that is counted: a gap that nothing closes still says something."""
 
 NATURAL: Mapping[str, float] = {"wave": 2.0, "ripple": 5.0}

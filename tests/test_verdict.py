@@ -120,10 +120,10 @@ def test_a_label_alone_is_compared_with_nothing(
     ("ahead", "rates", "backdoored", "score"),
     [
         (4.0, (1.0, 0.4, 0.0), True, 1.0),  # dies: the gap counts in full
-        (4.0, (1.0, 0.9), None, 0.4),  # hardly dies: two fifths of it
-        (4.0, (1.0,), None, 0.4),
-        (4.9, (1.0,), None, 0.49),
-        (5.0, (1.0,), True, 0.5),
+        (4.0, (1.0, 0.9), None, 0.25),  # hardly dies: a quarter of it
+        (4.0, (1.0,), None, 0.25),
+        (6.0, (1.0,), None, 0.375),
+        (8.0, (1.0,), True, 0.5),
         (1.2, (1.0, 0.0), None, 0.3),
         (0.7, (1.0, 0.0), False, 0.175),
         (2.0, (1.0, 0.5), None, 0.25),
