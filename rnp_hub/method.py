@@ -95,7 +95,7 @@ class SanitizeConfig:
             batch_size=min(self.recover.batch_size, LARGE_BATCH),
             epochs=min(self.recover.epochs, LARGE_EPOCHS),
         )
-        pruning = replace(self.prune, tried=scan.guided.filters, copies=0)
+        pruning = replace(self.prune, tried=scan.guided.filters)
         return replace(self, **vars(scan), recover=recover, prune=pruning)
 
     @staticmethod

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rnp_hub.compute import Compute, seeded
+from rnp_hub.compute import Compute
 from rnp_hub.errors import ModelError
 from rnp_hub.preprocess import Preprocess
 
@@ -236,13 +236,6 @@ def augment(
         mirrored = torch.rand(count, generator=generator) < 0.5
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
     return images
-
-
-def with_copies(clean: ImageSet, copies: int, *, seed: int, flip: bool) -> ImageSet:
-    """The slice and augmented copies, which are not known by heart as the slice itself may be."""
-    generator = seeded(seed)
-    others = [augment(clean.images, generator, flip=flip) for _ in range(copies)]
-    return ImageSet(torch.cat((clean.images, *others)), clean.labels.repeat(1 + copies))
 
 
 def put(module: nn.Module, name: str, part: nn.Module) -> None:

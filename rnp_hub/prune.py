@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from rnp_hub.errors import ConfigError
 from rnp_hub.evaluate import accuracy
 from rnp_hub.hooks import silence, silence_on_trial
-from rnp_hub.network import Classifier, ImageSet, with_copies
+from rnp_hub.network import Classifier, ImageSet
 from rnp_hub.progress import Progress, quiet
 from rnp_hub.recover import FilterMask, Recovered
 from rnp_hub.sites import Site
@@ -33,10 +33,6 @@ class PruneConfig:
         guard: put a filter back that alone costs more than this, in [0, 1]; `None` to stop there.
         max_mask: filters with a mask above this are never tried by accuracy, in [0, 1].
         tried: filters that are tried by accuracy, at most; `None` for no limit.
-        copies: how many augmented copies of the slice accuracy is watched on besides; the slice
-            itself is training data as a rule, and loses less than other pictures do.
-        flip: mirrored pictures keep their label.
-        seed: of the copies.
     """
 
     max_ca_drop: float = 0.02
@@ -44,9 +40,6 @@ class PruneConfig:
     guard: float | None = None
     max_mask: float = 1.0
     tried: int | None = None
-    copies: int = 0
-    flip: bool = True
-    seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("max_ca_drop", "threshold", "guard", "max_mask"):
@@ -73,8 +66,8 @@ class Pruned:
             rule than the masks chose.
         silenced: by site name, channel indices in ascending order.
         filters: how many there were to choose from.
-        accuracies: on what was watched, before the first filter and after each that was tried;
-            under a fixed threshold only before and after.
+        accuracies: on the slice, before the first filter and after each that was tried; under a
+            fixed threshold only before and after.
     """
 
     classifier: Classifier
@@ -106,7 +99,6 @@ def prune(
         progress: told the accuracy and the number of filters.
     """
     config = config or PruneConfig()
-    clean = with_copies(clean, config.copies, seed=config.seed, flip=config.flip)
     order = recovered.order()
     candidates = [each for each in order if each.value < 1 and each.value <= config.max_mask]
     if config.threshold is not None:

@@ -127,7 +127,7 @@ class Additive(Trigger):
         self.weights[0].mul_(min(1.0, factor * self.BUDGET / max(self.norm(), 1e-9)))
 
     def norm(self) -> float:
-        return float(self.weights[0].detach().square().mean().sqrt())
+        return float(_rms(self.weights[0].detach()))
 
 
 class Wave(Trigger):
@@ -192,7 +192,7 @@ class Wave(Trigger):
 
     @torch.no_grad()
     def norm(self) -> float:
-        return float(self.pattern().square().mean().sqrt())
+        return float(_rms(self.pattern()))
 
 
 class Ripple(Wave):

@@ -290,27 +290,6 @@ def test_the_guard_passes_over_a_filter_that_costs_much(
     assert result.classifier.module.norm.weight.tolist() == [1, 1, 1, 0, 1, 0]
 
 
-def test_copies_are_watched_besides_the_slice(
-    kinds: tuple[Classifier, ImageSet], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Filter 5 costs nothing on the slice; on these copies its 0 is the largest logit."""
-    classifier, clean = kinds
-    flips = []
-
-    def copies(images: Tensor, _: torch.Generator, *, flip: bool) -> Tensor:
-        flips.append(flip)
-        return images / 2 - 1
-
-    monkeypatch.setattr("rnp_hub.network.augment", copies)
-    alone = PruneConfig(guard=0.02, flip=False)
-    assert prune(classifier, in_order(5), clean, alone).silenced == {"norm": (5,)}
-    assert flips == []
-    result = prune(classifier, in_order(5), clean, replace(alone, copies=2))
-    assert result.count == 0
-    assert result.accuracies == pytest.approx((1.0, 1 / 3))
-    assert flips == [False, False]
-
-
 def test_the_guard_still_stops_at_the_limit(kinds: tuple[Classifier, ImageSet]) -> None:
     classifier, clean = kinds
     config = PruneConfig(max_ca_drop=0.02, guard=0.02)
