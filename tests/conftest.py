@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from tests.hub.fixture import hub
-from tests.models import careful_model, cifar_model, cifar_run, plain_model, plain_run
+from tests.models import (
+    careful_model,
+    cifar_model,
+    cifar_run,
+    patches_only,
+    plain_model,
+    plain_run,
+)
 from tests.networks import planted, planted_sites
 from tests.pushing import rnp, shipped
 
@@ -13,6 +20,7 @@ __all__ = [
     "cifar_model",
     "cifar_run",
     "hub",
+    "patches_only",
     "plain_model",
     "plain_run",
     "planted",

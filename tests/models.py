@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ from rnp_hub.cli.app import app
 from rnp_hub.data import DataConfig, Target, load
 from rnp_hub.demo.train import PREPROCESS, write
 from rnp_hub.demo.train import train as demo_train
-from rnp_hub.network import Normalise, logits_of
+from rnp_hub.network import Classifier, Normalise, logits_of
 from rnp_hub.preprocess import Preprocess
+from rnp_hub.progress import Progress
+from rnp_hub.surrogate import Halves, Surrogate, SurrogateConfig, reconstruct
 
 # Networks this small gain nothing from threads, and threads that wait for each other on shared
 # cores make them many times slower.
@@ -132,6 +134,23 @@ def environment() -> dict[str, str]:
 def invoke(*words: str | Path) -> Result:
     """`rnp-hub` in this process: same exit code and streams, torch already imported."""
     return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+
+
+@pytest.fixture
+def patches_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scans in this process look for patches alone: for tests that mind what is done with a
+    verdict, and not what it rests on. Six kinds take six times as long."""
+
+    def reconstructed(
+        classifier: Classifier,
+        halves: Halves,
+        labels: Sequence[int],
+        config: SurrogateConfig,
+        progress: Progress,
+    ) -> dict[str, dict[int, Surrogate]]:
+        return reconstruct(classifier, halves, labels, replace(config, kinds=("patch",)), progress)
+
+    monkeypatch.setattr("rnp_hub.scan.reconstruct", reconstructed)
 
 
 @dataclass(frozen=True)

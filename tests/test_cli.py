@@ -62,6 +62,7 @@ def test_scan_acquits_a_clean_network(careful_model: Path, tmp_path: Path) -> No
     assert listing(tmp_path) == []
 
 
+@pytest.mark.usefixtures("patches_only")
 def test_scan_convicts_the_demo() -> None:
     done = invoke("scan", "demo", "--data", "digits", "--n", "100", "--eval-n", "100", "--json")
     assert done.exit_code == 1

@@ -107,6 +107,7 @@ def test_a_tool_that_failed(
 # --- what is looked at ----------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("patches_only")
 def test_a_stray_pickle_does_not_keep_the_network_from_being_measured(
     plain_model: Path, tmp_path: Path, policy: Path
 ) -> None:
@@ -185,6 +186,7 @@ def test_the_commit_that_was_looked_at_is_the_one_that_is_measured(
 # --- the report that a repository brings along ----------------------------------------------------
 
 
+@pytest.mark.usefixtures("patches_only")
 def test_require_report(plain_run: Run, tmp_path: Path) -> None:
     """A sanitized folder's own report holds, measured again with another seed; a false one not."""
     policy = tmp_path / "p.toml"
