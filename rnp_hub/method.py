@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from rnp_hub.compute import Compute, mark_memory, peak_since_mark_mib
+from rnp_hub.compute import Compute, mark_memory, peak_since_mark_mib, seeded
 from rnp_hub.errors import ConfigError, DataError
 from rnp_hub.guided import GuidedConfig
 from rnp_hub.heal import MAX_MASK, Healed, heal, reviewed
@@ -26,6 +26,7 @@ from rnp_hub.network import (
     check_finite,
     on_cpu,
     to_unit_range,
+    with_copies,
 )
 from rnp_hub.progress import Progress, quiet
 from rnp_hub.prune import PruneConfig, Pruned, at_sites, prune, pruned_of
@@ -45,8 +46,9 @@ digits (docs/method.md)."""
 ON_THE_SLICE = 0.5
 """Share of `max_ca_drop` that may be lost on the slice: a network knows its training pictures
 better, and loses about twice as much elsewhere (docs/method.md)."""
-FORCED = 0.5
-"""Share of that where nothing is suspected: there is no more than accuracy to go by."""
+FORCED, COPIES = 0.25, 3
+"""Share of both where nothing is suspected, and augmented copies of the slice on which accuracy is
+watched besides: there is nothing else to go by."""
 LARGE_BATCH, LARGE_EPOCHS = 32, 5
 """How masks are learned on large pictures."""
 
@@ -298,7 +300,7 @@ class _Work:
             lambda: unlearn(self.original, self.clean, self.config.unlearn, self.progress),
         )
         recovered = self._recovered(unlearned)
-        return _Found(unlearned, recovered, self._by_masks(recovered, self.config.prune))
+        return _Found(unlearned, recovered, self._masked(recovered))
 
     def scanned(self, config: ScanConfig) -> _Found:
         """Scan, and heal where the suspicion is grave."""
@@ -309,10 +311,8 @@ class _Work:
             return _Found(found.unlearned, None, pruned, found)
         recovered = self._recovered(found.unlearned)
         if not found.is_tangible:
-            asked = self.config.prune
-            if not found.is_grave:
-                asked = replace(asked, max_ca_drop=FORCED * asked.max_ca_drop)
-            return _Found(found.unlearned, recovered, self._by_masks(recovered, asked), found)
+            pruned = self._masked(recovered) if found.is_grave else self._forced(recovered)
+            return _Found(found.unlearned, recovered, pruned, found)
         healed = self.watch.time(
             "prune",
             lambda: heal(
@@ -348,11 +348,25 @@ class _Work:
             ),
         )
 
-    def _by_masks(self, recovered: Recovered, asked: PruneConfig) -> Pruned:
+    def _masked(self, recovered: Recovered) -> Pruned:
+        return self._by_masks(recovered, self.config.prune, self.clean)
+
+    def _by_masks(self, recovered: Recovered, asked: PruneConfig, watched: ImageSet) -> Pruned:
         return self.watch.time(
             "prune",
-            lambda: prune(self.original, recovered, self.clean, asked, self.progress),
+            lambda: prune(self.original, recovered, watched, asked, self.progress),
         )
+
+    def _forced(self, recovered: Recovered) -> Pruned:
+        """Where nothing is suspected: what the clean task does not miss at all."""
+        asked = self.config.prune
+        asked = replace(
+            asked, max_ca_drop=FORCED * asked.max_ca_drop, guard=FORCED * (asked.guard or 0.0)
+        )
+        unlearning = self.config.unlearn
+        generator = seeded(unlearning.seed)
+        watched = with_copies(self.clean, COPIES, generator, flip=unlearning.flip)
+        return self._by_masks(recovered, asked, watched)
 
 
 def _check(classifier: Classifier, clean: ImageSet) -> tuple[Site, ...]:

@@ -23,7 +23,7 @@ from rnp_hub.compute import seeded
 from rnp_hub.evaluate import accuracy
 from rnp_hub.guided import around, divergence
 from rnp_hub.hooks import gates, scale
-from rnp_hub.network import Classifier, ImageSet, augment
+from rnp_hub.network import Classifier, ImageSet, with_copies
 from rnp_hub.prune import silenced_copy
 from rnp_hub.sites import Site
 from rnp_hub.surrogate import Halves, Surrogate, chase, frozen, logits_of_all, without
@@ -92,7 +92,7 @@ def soften(
         more than it may.
     """
     config = config or SoftenConfig()
-    watched = _watched(clean, config)
+    watched = with_copies(clean, config.copies, seeded(config.seed), flip=config.flip)
     start = accuracy(silenced_copy(original, sites, silenced), watched)
     least = start - config.max_ca_drop - 0.5 / len(watched)
     stays = _stays(sites, silenced)
@@ -115,13 +115,6 @@ def masked_copy(original: Classifier, masks: Masks) -> Classifier:
 def moved(masks: Masks) -> int:
     """How many filters have a mask that is neither 1 nor 0, to a hundredth."""
     return sum(int(((mask > 0) & ((mask - 1).abs() > 0.01)).sum()) for mask in masks.values())
-
-
-def _watched(clean: ImageSet, config: SoftenConfig) -> ImageSet:
-    """The slice and augmented copies, which are not known by heart as the slice itself may be."""
-    generator = seeded(config.seed)
-    copies = [augment(clean.images, generator, flip=config.flip) for _ in range(config.copies)]
-    return ImageSet(torch.cat((clean.images, *copies)), clean.labels.repeat(1 + config.copies))
 
 
 def _stays(sites: Sequence[Site], silenced: Sequence[tuple[str, int]]) -> Masks:

@@ -139,6 +139,13 @@ def test_the_score_is_gap_times_drop(
     assert verdict.label == (None if backdoored is False else 0)
 
 
+def test_the_gap_of_a_wave_counts_whether_it_dies_or_not() -> None:
+    for rates in ((1.0,), (1.0, 0.0)):
+        suspected = suspicion(found(wave=[1.2 * UNIT, 0.0, -UNIT]), UNIT)
+        verdict = judge(suspected, trail(*rates), unlearned(1, 1, 1))
+        assert (verdict.backdoored, verdict.score) == (True, pytest.approx(0.6))
+
+
 def test_a_network_that_is_often_wrong_is_not_convicted() -> None:
     suspected = suspicion(found(patch=[8.0, 0.0, 0.0]), UNIT)
     verdict = judge(suspected, trail(1.0, 0.0, accuracy=0.79), unlearned(1, 1, 1))
