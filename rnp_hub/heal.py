@@ -25,6 +25,9 @@ ANEW = " anew"
 MAX_MASK = 0.2
 """Largest mask of a filter that the default recipe tries for its mask, set on small networks for
 digits (docs/method.md)."""
+DOUBT = 0.5
+"""ASR of a new surrogate from which on masks are learned, though other labels have one as good: it
+may be what every network has, or what is left."""
 WORTH = 0.5
 """Share of the pruned network's surrogate ASR that softening must get below to be kept; and of the
 original's, that filters must get below which cost more than this share of what may be lost."""
@@ -71,10 +74,10 @@ def heal(
     """
     original, clean = as_pixels(original, clean)
     work = _Healing(original, clean, sites, scanned, config, progress)
-    pruned, known = work.pruned(recovered)
-    if config.soften is None or not pruned.residual:
+    pruned, known, doubtful = work.pruned(recovered)
+    if config.soften is None or not (pruned.residual or doubtful):
         return pruned
-    return work.softened(pruned, known) or pruned
+    return work.softened(pruned, known, doubtful) or pruned
 
 
 def reviewed(
@@ -114,8 +117,9 @@ class _Healing:
     config: ScanConfig
     progress: Progress
 
-    def pruned(self, recovered: Recovered) -> tuple[Healed, list[Surrogate]]:
-        """Without the filters that surrogates need; and all surrogates that showed which."""
+    def pruned(self, recovered: Recovered) -> tuple[Healed, list[Surrogate], list[Surrogate]]:
+        """Without the filters that surrogates need; all surrogates that showed which; and those of
+        the last ones that work, be they ahead of other labels' or not."""
         steps = self.scanned.trail.best if self.scanned.trail else ()
         masked = [(each.site, each.index) for each in recovered.order() if each.value <= MAX_MASK]
         known = list(self._old)
@@ -134,16 +138,20 @@ class _Healing:
             if not trail.best:
                 break
             steps = (*steps, *trail.best)
-        return self.healed(self._without(steps), steps, None, fresh), known
+        doubtful = [each for each in fresh if each.asr.value >= DOUBT and each not in known]
+        return self.healed(self._without(steps), steps, None, fresh), known, doubtful
 
-    def softened(self, pruned: Healed, known: Sequence[Surrogate]) -> Healed | None:
+    def softened(
+        self, pruned: Healed, known: Sequence[Surrogate], doubtful: Sequence[Surrogate]
+    ) -> Healed | None:
         """With masks on the filters that stay; `None` where that is too dear or no better."""
-        strength = self._strongest(self._without(pruned.steps), known)
-        steps = pruned.steps
-        useless = strength > WORTH * self._strongest(self.original, known)
+        steps, standing = pruned.steps, self._without(pruned.steps)
+        useless = self._strongest(standing, known) > WORTH * self._strongest(self.original, known)
         if useless and self._cost(steps) > WORTH * self.config.guided.max_ca_drop:
             steps = ()  # masks have it all to spend
-        best, met = None, list(known)
+        judged = known if pruned.residual else doubtful
+        most = WORTH * self._strongest(standing, judged)
+        best, met = None, [*known, *doubtful]
         for number in range(1, SOFTENINGS + 1):
             masks = soften(
                 self.original, self.sites, [step.filter for step in steps], met, self.clean,
@@ -152,10 +160,13 @@ class _Healing:
             if masks is None:
                 break
             found = masked_copy(self.original, masks)
-            if self._strongest(found, known) > WORTH * strength:
+            if self._strongest(found, judged) > most:
                 break
             fresh = self.fresh(found, ROUNDS + number)
-            best = self.healed(found, steps, masks, fresh)
+            softened = self.healed(found, steps, masks, fresh)
+            if softened.residual and not pruned.residual:
+                break
+            best = softened
             met += [each for each in fresh if each.asr.value > WORKS]
             if not best.residual:
                 break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rnp_hub.evaluate import accuracy
+from rnp_hub.evaluate import Rate, accuracy
 from rnp_hub.heal import SOFTENINGS, WORKS, heal
 from rnp_hub.hooks import gates, scale
 from rnp_hub.method import SanitizeConfig
@@ -148,6 +149,44 @@ def test_where_no_filter_may_go_masks_do(
     assert healed.steps == ()
     assert (healed.masks is not None) == allowed
     assert healed.residual == (not allowed)
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_masks_are_learned_where_a_new_surrogate_works_though_none_stands_out(
+    planted: Classifier,
+    planted_sites: tuple[Site, ...],
+    scanned: Scanned,
+    surrogate: Surrogate,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    better: bool,
+) -> None:
+    """Against it too; they are kept where it is at most half as strong afterwards."""
+    works = replace(surrogate, asr=Rate.of(6, 10), margin=-100.0)
+    lessons = list[Sequence[Surrogate]]()
+
+    def noted(*given: Any) -> Masks:
+        lessons.append(given[3])
+        masks = {site: torch.ones(site.filters) for site in planted_sites}
+        next(mask for site, mask in masks.items() if site.name == "norm")[4] = 0
+        return masks
+
+    def strongest(_self: object, network: Classifier, found: Sequence[Surrogate]) -> float:
+        if found == [works]:
+            return 0.6 if not lessons else 0.3 if better else 0.4
+        return 0.0 if network is not planted else 1.0
+
+    monkeypatch.setattr("rnp_hub.heal.soften", noted)
+    monkeypatch.setattr("rnp_hub.heal._Healing.fresh", lambda *_: [works])
+    monkeypatch.setattr("rnp_hub.heal._Healing._strongest", strongest)
+    config = SanitizeConfig.of(flip=False).scan
+    assert config is not None
+    healed = heal(planted, CLEAN, planted_sites, scanned, NO_MASKS, config)
+    assert [step.filter for step in healed.steps] == [("norm", 4)]
+    assert len(lessons) == 1
+    assert lessons[0][-1] is works
+    assert (healed.masks is not None) == better
+    assert not healed.residual
 
 
 def test_masks_are_learned_again_where_something_is_left(
