@@ -228,7 +228,7 @@ class About:
     version: int = 1
 
 
-_RECIPE = 7
+_RECIPE = 8
 """Version of the default recipe."""
 
 ABOUT: Mapping[str, About] = {
