@@ -118,8 +118,8 @@ class _Healing:
     progress: Progress
 
     def pruned(self, recovered: Recovered) -> tuple[Healed, list[Surrogate], list[Surrogate]]:
-        """Without the filters that surrogates need; all surrogates that showed which; and those of
-        the last ones that work, be they ahead of other labels' or not."""
+        """Without the filters that surrogates need; all surrogates that showed which; and, where
+        none stands out any more, the new ones that work all the same."""
         steps = self.scanned.trail.best if self.scanned.trail else ()
         masked = [(each.site, each.index) for each in recovered.order() if each.value <= MAX_MASK]
         known = list(self._old)
@@ -138,18 +138,22 @@ class _Healing:
             if not trail.best:
                 break
             steps = (*steps, *trail.best)
-        doubtful = [each for each in fresh if each.asr.value >= DOUBT and each not in known]
-        return self.healed(self._without(steps), steps, None, fresh), known, doubtful
+        pruned = self.healed(self._without(steps), steps, None, fresh)
+        works = [each for each in fresh if each.asr.value >= DOUBT]
+        return pruned, known, [] if pruned.residual else works
 
     def softened(
         self, pruned: Healed, known: Sequence[Surrogate], doubtful: Sequence[Surrogate]
     ) -> Healed | None:
-        """With masks on the filters that stay; `None` where that is too dear or no better."""
+        """With masks on the filters that stay; `None` where that is too dear or no better.
+
+        What they have to be better against are the doubtful ones where there are any.
+        """
         steps, standing = pruned.steps, self._without(pruned.steps)
         useless = self._strongest(standing, known) > WORTH * self._strongest(self.original, known)
         if useless and self._cost(steps) > WORTH * self.config.guided.max_ca_drop:
             steps = ()  # masks have it all to spend
-        judged = known if pruned.residual else doubtful
+        judged = doubtful or known
         most = WORTH * self._strongest(standing, judged)
         best, met = None, [*known, *doubtful]
         for number in range(1, SOFTENINGS + 1):
