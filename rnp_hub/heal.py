@@ -14,7 +14,7 @@ from rnp_hub.scan import ScanConfig, Scanned, as_pixels, clean_margin
 from rnp_hub.sites import Site
 from rnp_hub.soften import Masks, masked_copy, soften
 from rnp_hub.surrogate import Surrogate, SurrogateConfig, again, logits_of_all, reconstruct
-from rnp_hub.verdict import stands_out
+from rnp_hub.verdict import WORKING, stands_out
 
 ROUNDS, SOFTENINGS = 3, 2
 """How often new surrogates are reconstructed while filters are cut, and masks learned."""
@@ -25,12 +25,9 @@ ANEW = " anew"
 MAX_MASK = 0.2
 """Largest mask of a filter that the default recipe tries for its mask, set on small networks for
 digits (docs/method.md)."""
-DOUBT = 0.5
-"""ASR of a new surrogate from which on masks are learned, though other labels have one as good: it
-may be what every network has, or what is left."""
 WORTH = 0.5
-"""Share of the pruned network's surrogate ASR that softening must get below to be kept; and of the
-original's, that filters must get below which cost more than this share of what may be lost."""
+"""Share of the pruned network's surrogate ASR to which softening must come down to be kept; and of
+the original's, to which filters must that cost more than this share of what may be lost."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +115,9 @@ class _Healing:
     progress: Progress
 
     def pruned(self, recovered: Recovered) -> tuple[Healed, list[Surrogate], list[Surrogate]]:
-        """Without the filters that surrogates need; all surrogates that showed which; and, where
-        none stands out any more, the new ones that work all the same."""
+        """Without the filters that surrogates need; all surrogates that stood out; and, where none
+        does any more, the new ones that work all the same: as in every network, or by what is
+        left."""
         steps = self.scanned.trail.best if self.scanned.trail else ()
         masked = [(each.site, each.index) for each in recovered.order() if each.value <= MAX_MASK]
         known = list(self._old)
@@ -127,9 +125,9 @@ class _Healing:
         for number in range(1, ROUNDS + 1):
             fresh = self.fresh(self._without(steps), number)
             alive = self._alive(fresh)
+            known += alive
             if not alive or number == ROUNDS:
                 break
-            known += alive
             trail = follow(
                 self.original, self.sites, known, self.clean, self.scanned.halves,
                 self.scanned.unit, self.config.guided, self.progress,
@@ -139,7 +137,7 @@ class _Healing:
                 break
             steps = (*steps, *trail.best)
         pruned = self.healed(self._without(steps), steps, None, fresh)
-        works = [each for each in fresh if each.asr.value >= DOUBT]
+        works = [each for each in fresh if each.asr.value >= WORKING]
         return pruned, known, [] if pruned.residual else works
 
     def softened(
@@ -147,14 +145,16 @@ class _Healing:
     ) -> Healed | None:
         """With masks on the filters that stay; `None` where that is too dear or no better.
 
-        What they have to be better against are the doubtful ones where there are any.
+        What they have to be better against are the doubtful ones where there are any, and what is
+        reconstructed afterwards.
         """
         steps, standing = pruned.steps, self._without(pruned.steps)
-        useless = self._strongest(standing, known) > WORTH * self._strongest(self.original, known)
+        left = self._strongest(standing, known)
+        useless = left > WORTH * self._strongest(self.original, known)
         if useless and self._cost(steps) > WORTH * self.config.guided.max_ca_drop:
             steps = ()  # masks have it all to spend
         judged = doubtful or known
-        most = WORTH * self._strongest(standing, judged)
+        most = WORTH * (self._strongest(standing, doubtful) if doubtful else left)
         best, met = None, [*known, *doubtful]
         for number in range(1, SOFTENINGS + 1):
             masks = soften(
@@ -168,7 +168,7 @@ class _Healing:
                 break
             fresh = self.fresh(found, ROUNDS + number)
             softened = self.healed(found, steps, masks, fresh)
-            if softened.residual and not pruned.residual:
+            if doubtful and (softened.residual or max(each.asr.value for each in fresh) > most):
                 break
             best = softened
             met += [each for each in fresh if each.asr.value > WORKS]

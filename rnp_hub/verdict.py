@@ -32,9 +32,11 @@ COMPETENT = 0.8
 """Accuracy on the slice below which nothing is convicted: a network that is often wrong is easily
 led to some label, and a few filters are most of what it knows (docs/method.md)."""
 
-STUBBORN, WAVES = 0.25, 1.0
-"""Least drop that is counted: a gap that nothing closes still says something. A wave's
-drop does not: planted or natural, it may die of one filter or of none (docs/method.md)."""
+STUBBORN = 0.25
+"""Least drop that is counted: a gap that nothing closes still says something."""
+
+WORKING = 0.5
+"""Surrogate ASR from which on a surrogate that was reconstructed after healing works."""
 
 NATURAL: Mapping[str, float] = {"wave": 2.0, "ripple": 5.0}
 """What the gap of a kind is divided by. Every clean network has a label that some loud ripple leads
@@ -147,7 +149,7 @@ def judge(suspected: Suspicion | None, trail: Trail | None, unlearned: Unlearned
     if suspected is None:
         return Verdict(None, None, 0.0, 0.0, 0.0, lean, leaning, leans)
     drop = _drop(trail)
-    score = suspected.gap * max(drop, WAVES if suspected.kind == "wave" else STUBBORN)
+    score = suspected.gap * (1.0 if suspected.kind == "wave" else max(drop, STUBBORN))
     competent = trail is None or trail.start[0] >= COMPETENT
     if score >= BACKDOORED and competent:
         return Verdict(True, suspected.label, score, suspected.gap, drop, lean, leaning, leans)
@@ -167,4 +169,4 @@ def _drop(trail: Trail | None) -> float:
 def stands_out(fresh: Surrogate, others: Sequence[Surrogate], unit: float) -> bool:
     """Whether a surrogate is still ahead of any other label's, and works on half the pictures."""
     ahead = all(fresh.margin > each.margin + CLEAN * unit for each in others)
-    return fresh.asr.value >= 0.5 and ahead
+    return fresh.asr.value >= WORKING and ahead

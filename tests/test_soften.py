@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rnp_hub.evaluate import Rate, accuracy
-from rnp_hub.heal import SOFTENINGS, WORKS, heal
+from rnp_hub.heal import ROUNDS, SOFTENINGS, WORKS, heal
 from rnp_hub.hooks import gates, scale
 from rnp_hub.method import SanitizeConfig
 from rnp_hub.network import Classifier
@@ -151,7 +151,21 @@ def test_where_no_filter_may_go_masks_do(
     assert healed.residual == (not allowed)
 
 
-@pytest.mark.parametrize("better", [True, False])
+@pytest.mark.parametrize(
+    ("left", "anew", "margin", "kept"),
+    [
+        (0.3, 0.3, -100.0, True),
+        (0.4, 0.3, -100.0, False),  # the one it was learned against is more than half as strong
+        (0.3, 0.4, -100.0, False),  # another has taken its place
+        (
+            0.3,
+            0.3,
+            100.0,
+            True,
+        ),  # does not work on half of the pictures, so that it cannot stand out
+        (0.3, 0.6, 100.0, False),
+    ],
+)
 def test_masks_are_learned_where_a_new_surrogate_works_though_none_stands_out(
     planted: Classifier,
     planted_sites: tuple[Site, ...],
@@ -159,25 +173,29 @@ def test_masks_are_learned_where_a_new_surrogate_works_though_none_stands_out(
     surrogate: Surrogate,
     monkeypatch: pytest.MonkeyPatch,
     *,
-    better: bool,
+    left: float,
+    anew: float,
+    margin: float,
+    kept: bool,
 ) -> None:
-    """Against it too; they are kept where it is at most half as strong afterwards."""
+    """Against it too; they are kept where nothing more than half as strong is left."""
     works = replace(surrogate, asr=Rate.of(6, 10), margin=-100.0)
+    later = replace(surrogate, asr=Rate.of(round(10 * anew), 10), margin=margin)
     lessons = list[Sequence[Surrogate]]()
 
-    def noted(*given: Any) -> Masks:
-        lessons.append(given[3])
+    def learned(*given: Any) -> Masks:
+        lessons.append(list(given[3]))
         masks = {site: torch.ones(site.filters) for site in planted_sites}
         next(mask for site, mask in masks.items() if site.name == "norm")[4] = 0
         return masks
 
     def strongest(_self: object, network: Classifier, found: Sequence[Surrogate]) -> float:
         if found == [works]:
-            return 0.6 if not lessons else 0.3 if better else 0.4
+            return left if lessons else 0.6
         return 0.0 if network is not planted else 1.0
 
-    monkeypatch.setattr("rnp_hub.heal.soften", noted)
-    monkeypatch.setattr("rnp_hub.heal._Healing.fresh", lambda *_: [works])
+    monkeypatch.setattr("rnp_hub.heal.soften", learned)
+    monkeypatch.setattr("rnp_hub.heal._Healing.fresh", lambda *_: [later if lessons else works])
     monkeypatch.setattr("rnp_hub.heal._Healing._strongest", strongest)
     config = SanitizeConfig.of(flip=False).scan
     assert config is not None
@@ -185,8 +203,34 @@ def test_masks_are_learned_where_a_new_surrogate_works_though_none_stands_out(
     assert [step.filter for step in healed.steps] == [("norm", 4)]
     assert len(lessons) == 1
     assert lessons[0][-1] is works
-    assert (healed.masks is not None) == better
+    assert (healed.masks is not None) == kept
     assert not healed.residual
+    lessons.clear()
+    unsoftened = heal(
+        planted, CLEAN, planted_sites, scanned, NO_MASKS, replace(config, soften=None)
+    )
+    assert unsoftened.masks is None
+    assert not lessons
+
+
+def test_masks_are_learned_against_what_still_stands_out_in_the_last_round(
+    planted: Classifier,
+    planted_sites: tuple[Site, ...],
+    scanned: Scanned,
+    surrogate: Surrogate,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = [replace(surrogate, margin=100.0 + number) for number in range(ROUNDS)]
+    later, lessons = iter(found), list[Sequence[Surrogate]]()
+    monkeypatch.setattr("rnp_hub.heal._Healing.fresh", lambda *_: [next(later)])
+    monkeypatch.setattr("rnp_hub.heal.follow", lambda *_, **__: scanned.trail)
+    monkeypatch.setattr("rnp_hub.heal.soften", lambda *given: lessons.append(given[3]))
+    config = SanitizeConfig.of(flip=False).scan
+    assert config is not None
+    healed = heal(planted, CLEAN, planted_sites, scanned, NO_MASKS, config)
+    assert healed.residual
+    assert len(lessons) == 1
+    assert list(lessons[0][-ROUNDS:]) == found
 
 
 def test_masks_are_learned_again_where_something_is_left(
