@@ -32,7 +32,7 @@ from rnp_hub.progress import Progress, quiet
 from rnp_hub.prune import PruneConfig, Pruned, at_sites, prune, pruned_of
 from rnp_hub.recover import RecoverConfig, Recovered, recover
 from rnp_hub.refine import RefineConfig, Refined, check_refinable, refine
-from rnp_hub.scan import LARGE, ScanConfig, Scanned, scan
+from rnp_hub.scan import LARGE, ScanConfig, Scanned, as_pixels, scan
 from rnp_hub.sites import Site, gate_sites
 from rnp_hub.slim import EXAMPLES, Optimize, Slimmed, slim
 from rnp_hub.soften import SoftenConfig
@@ -46,9 +46,9 @@ digits (docs/method.md)."""
 ON_THE_SLICE = 0.5
 """Share of `max_ca_drop` that may be lost on the slice: a network knows its training pictures
 better, and loses about twice as much elsewhere (docs/method.md)."""
-FORCED, COPIES = 0.25, 3
-"""Share of both where nothing is suspected, and augmented copies of the slice on which accuracy is
-watched besides: there is nothing else to go by."""
+FORCED = 0.25
+"""Share of what may be lost, in all and by one filter, where the suspicion is not grave: there is
+nothing but accuracy to go by."""
 LARGE_BATCH, LARGE_EPOCHS = 32, 5
 """How masks are learned on large pictures."""
 
@@ -299,8 +299,8 @@ class _Work:
             "unlearn",
             lambda: unlearn(self.original, self.clean, self.config.unlearn, self.progress),
         )
-        recovered = self._recovered(unlearned)
-        return _Found(unlearned, recovered, self._masked(recovered))
+        recovered = self._recovered(unlearned, self.clean)
+        return _Found(unlearned, recovered, self._by_masks(recovered, self.config.prune))
 
     def scanned(self, config: ScanConfig) -> _Found:
         """Scan, and heal where the suspicion is grave."""
@@ -309,9 +309,15 @@ class _Work:
             start = found.trail.start[:1] if found.trail else ()
             pruned = pruned_of(self.original, self.sites, (), "none", start)
             return _Found(found.unlearned, None, pruned, found)
-        recovered = self._recovered(found.unlearned)
+        # The scan unlearned on pixels, and that is what its network takes.
+        pixels = as_pixels(self.original, self.clean)[1]
+        recovered = self._recovered(found.unlearned, pixels)
         if not found.is_tangible:
-            pruned = self._masked(recovered) if found.is_grave else self._forced(recovered)
+            asked = self.config.prune
+            if found.is_grave:
+                pruned = self._by_masks(recovered, asked)
+            else:
+                pruned = self._forced(recovered, asked, config.soften or SoftenConfig())
             return _Found(found.unlearned, recovered, pruned, found)
         healed = self.watch.time(
             "prune",
@@ -340,32 +346,28 @@ class _Work:
         pruned = replace(pruned, classifier=result.classifier)
         return replace(found, pruned=pruned, healed=healed, refined=result)
 
-    def _recovered(self, unlearned: Unlearned) -> Recovered:
+    def _recovered(self, unlearned: Unlearned, clean: ImageSet) -> Recovered:
         return self.watch.time(
             "recover",
             lambda: recover(
-                unlearned.classifier, self.clean, self.config.recover, self.progress, self.sites
+                unlearned.classifier, clean, self.config.recover, self.progress, self.sites
             ),
         )
 
-    def _masked(self, recovered: Recovered) -> Pruned:
-        return self._by_masks(recovered, self.config.prune, self.clean)
-
-    def _by_masks(self, recovered: Recovered, asked: PruneConfig, watched: ImageSet) -> Pruned:
+    def _by_masks(
+        self, recovered: Recovered, asked: PruneConfig, watched: ImageSet | None = None
+    ) -> Pruned:
         return self.watch.time(
             "prune",
-            lambda: prune(self.original, recovered, watched, asked, self.progress),
+            lambda: prune(self.original, recovered, self.clean, asked, self.progress, watched),
         )
 
-    def _forced(self, recovered: Recovered) -> Pruned:
-        """Where nothing is suspected: what the clean task does not miss at all."""
-        asked = self.config.prune
-        asked = replace(
-            asked, max_ca_drop=FORCED * asked.max_ca_drop, guard=FORCED * (asked.guard or 0.0)
-        )
-        unlearning = self.config.unlearn
-        generator = seeded(unlearning.seed)
-        watched = with_copies(self.clean, COPIES, generator, flip=unlearning.flip)
+    def _forced(self, recovered: Recovered, asked: PruneConfig, copies: SoftenConfig) -> Pruned:
+        """Where the suspicion is not grave: what copies of the slice hardly miss either."""
+        guard = None if asked.guard is None else FORCED * asked.guard
+        asked = replace(asked, max_ca_drop=FORCED * asked.max_ca_drop, guard=guard)
+        generator = seeded(copies.seed)
+        watched = with_copies(self.clean, copies.copies, generator, flip=copies.flip)
         return self._by_masks(recovered, asked, watched)
 
 

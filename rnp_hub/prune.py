@@ -88,6 +88,7 @@ def prune(
     clean: ImageSet,
     config: PruneConfig | None = None,
     progress: Progress = quiet,
+    watched: ImageSet | None = None,
 ) -> Pruned:
     """Silence filters of a copy of the original network.
 
@@ -97,6 +98,7 @@ def prune(
         clean: the clean slice, on which accuracy is watched.
         config: see `PruneConfig`.
         progress: told the accuracy and the number of filters.
+        watched: pictures whose accuracy decides instead of the slice's.
     """
     config = config or PruneConfig()
     order = recovered.order()
@@ -106,8 +108,9 @@ def prune(
         accuracies = [accuracy(original, clean)]
     else:
         chosen, accuracies = _by_accuracy(
-            original, candidates[: config.tried], recovered.sites, clean, config, progress
-        )
+            original, candidates[: config.tried], recovered.sites, clean, config, progress,
+            clean if watched is None else watched,
+        )  # fmt: skip
     filters = [(each.site, each.index) for each in chosen]
     pruned = pruned_of(original, recovered.sites, filters, config.rule, accuracies)
     if config.threshold is not None:
@@ -123,21 +126,24 @@ def _by_accuracy(
     clean: ImageSet,
     config: PruneConfig,
     progress: Progress,
+    watched: ImageSet,
 ) -> tuple[list[FilterMask], list[float]]:
     trial = original.copy()
-    start = standing = accuracy(trial, clean)
-    accuracies, chosen = [start], list[FilterMask]()
+    start = standing = accuracy(trial, watched)
+    accuracies = [start if watched is clean else accuracy(trial, clean)]
+    chosen = list[FilterMask]()
     # Half a picture of slack, so that 10 of 500 is a drop of 0.02 in floating point too.
-    slack = 0.5 / len(clean)
+    slack = 0.5 / len(watched)
     for each in candidates:
         put_back = silence_on_trial(trial.module, sites[each.layer], each.index)
-        accuracies.append(accuracy(trial, clean))
-        if config.guard is not None and standing - accuracies[-1] > config.guard + slack:
+        found = accuracy(trial, watched)
+        accuracies.append(found if watched is clean else accuracy(trial, clean))
+        if config.guard is not None and standing - found > config.guard + slack:
             put_back()
             continue
-        if start - accuracies[-1] > config.max_ca_drop + slack:
+        if start - found > config.max_ca_drop + slack:
             break
-        standing = accuracies[-1]
+        standing = found
         chosen.append(each)
         lost = (start - standing) / max(config.max_ca_drop, 1e-9)
         progress("prune", lost, {"accuracy": standing, "filters": len(chosen)})

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import rnp_hub
 from rnp_hub.compute import Compute
@@ -15,6 +16,7 @@ from rnp_hub.evaluate import accuracy
 from rnp_hub.method import Sanitized
 from rnp_hub.network import Classifier, ImageSet, to_unit_range
 from rnp_hub.prune import Pruned, prune
+from rnp_hub.recover import Recovered, recover
 from rnp_hub.scan import _labels, as_pixels
 from rnp_hub.surrogate import SurrogateConfig
 from rnp_hub.unlearn import Unlearned
@@ -99,17 +101,25 @@ def test_masks_spend_less_where_nothing_is_suspected(
     asked = []
 
     def noted(*given: Any) -> Pruned:
-        asked.append((len(given[2]), given[3].max_ca_drop, given[3].guard))
+        assert torch.equal(given[2].images, CLEAN.images)
+        asked.append((given[5], given[3].max_ca_drop, given[3].guard))
         return prune(*given)
 
     monkeypatch.setattr("rnp_hub.method.scan", lambda *_: scanned)
     monkeypatch.setattr("rnp_hub.method.prune", noted)
     config = rnp_hub.SanitizeConfig.of(flip=False, max_ca_drop=0.04, force=not grave)
     result = sanitized(Planted(strength=0.0), CLEAN, config)
-    on = len(CLEAN)
-    assert asked == [
-        (on, 0.02, pytest.approx(0.008)) if grave else (4 * on, 0.005, pytest.approx(0.002))
-    ]
+    ((watched, most, guard),) = asked
+    assert (most, guard) == (
+        (0.02, pytest.approx(0.008)) if grave else (0.005, pytest.approx(0.002))
+    )
+    if grave:
+        assert watched is None
+    else:
+        assert torch.equal(watched.images[: len(CLEAN)], CLEAN.images)
+        assert torch.equal(watched.labels, CLEAN.labels.repeat(4))
+    before = Classifier(Planted(strength=0.0), to_unit, Compute())
+    assert result.pruned.accuracies[0] == accuracy(before, CLEAN)
     assert result.pruned.rule == "guarded"
 
 
@@ -119,6 +129,20 @@ def test_pictures_of_floats_give_the_same_verdict(healed: Sanitized) -> None:
     assert result.scanned is not None
     assert (result.scanned.verdict.backdoored, result.scanned.verdict.label) == (True, 2)
     assert result.pruned.silenced == healed.pruned.silenced
+
+
+def test_masks_are_learned_on_what_the_scan_unlearned_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On pixels, though the pictures were given as floats."""
+    given: list[Tensor] = []
+
+    def noted(network: Classifier, clean: ImageSet, *rest: Any) -> Recovered:
+        given.append(clean.images)
+        return recover(network, clean, *rest)
+
+    monkeypatch.setattr("rnp_hub.method.recover", noted)
+    floats = ImageSet(CLEAN.images.float() / 255, CLEAN.labels)
+    sanitized(Planted(), floats, CONFIG)
+    assert [images.dtype for images in given] == [torch.uint8]
 
 
 def test_floats_are_scaled_where_the_transform_scales_uint8() -> None:
