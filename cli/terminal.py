@@ -150,7 +150,7 @@ def _verdict(verdict: VerdictRecord, source: SourceRecord) -> str:
     label = "" if verdict.label is None else f" for label {_label(source, verdict.label)}"
     left = {
         True: " A surrogate trigger still works after pruning.",
-        False: " No surrogate trigger works any more.",
+        False: " No surrogate trigger that stands out works any more.",
         None: "",
     }[verdict.residual]
     if verdict.backdoored is None:

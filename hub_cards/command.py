@@ -16,6 +16,8 @@ def command(report: RunReport) -> str:
             words += [f"--{name}", str(value)]
     if "surrogate" in report.config and "soften" not in report.config:
         words.append("--no-soften")
+    if report.config.get("forced"):
+        words.append("--force")
     refined = report.config.get("refine", {})
     if refined.get("fine_tune"):
         words += ["--fine-tune", str(refined["fine_tune"])]

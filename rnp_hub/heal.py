@@ -58,7 +58,8 @@ def heal(
     config: ScanConfig,
     progress: Progress = quiet,
 ) -> Healed:
-    """Silence what the suspected label's surrogates need; soften where that leaves something.
+    """Silence what the suspected label's surrogates need; soften where that leaves something, or
+    may.
 
     Args:
         original: the network as it was pulled; left as it was.

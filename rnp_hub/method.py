@@ -61,9 +61,9 @@ class SanitizeConfig:
         unlearn, recover, prune: of each stage.
         recipe: the name they came from.
         surrogate, guided: of a scan; `None` for a recipe that comes to no verdict.
-        soften: of what pruning leaves; `None` where filters may only be silenced.
+        soften: of what pruning leaves or may; `None` where filters may only be silenced.
         refine: what is done to a network after pruning; `None` for nothing.
-        force: prune a network too that the verdict acquits.
+        force: prune a network too of which the suspicion is not grave.
     """
 
     unlearn: UnlearnConfig
@@ -116,8 +116,8 @@ class SanitizeConfig:
         """The settings of a recipe.
 
         `default` scans first; what it convicts loses the filters that its surrogates need, and
-        where that leaves something and `soften` is true, the others are given masks; what it
-        acquits is left alone. With a `threshold` there is no scan.
+        where that leaves something, or may, and `soften` is true, the others are given masks;
+        what it acquits is left alone. With a `threshold` there is no scan.
         `reference` has the numbers of the authors' code (stop at 20 %, weight decay 5e-4, clipping
         that clips nothing), `paper` those of the paper (stop at 10 %, weight decay 5e-2); both take
         ≤ 20 epochs of SGD at 0.01 and, since neither says where to stop, prune by accuracy.

@@ -1,4 +1,4 @@
-"""Softening: masks between 0 and 2 where no filter can go, since the clean task needs them all.
+"""Softening: masks between 0 and 2 on the filters that cannot go, since the clean task needs them.
 
 A backdoor that was tuned into a finished network is spread over filters which that network needs.
 Cutting them costs what it gains; giving every filter a mask, and learning all masks together, does

@@ -8,11 +8,12 @@ network has on clean pictures:
   in every network, so that it has to come five times as far; a wave, twice.
 - *drop*: which share of its success is gone when a few filters are silenced that the clean task
   does not miss (`rnp_hub.guided`)? A backdoor dies of a handful of filters; a perturbation that
-  every network has lives in all of them.
+  every network has lives in all of them. That holds of no wave: planted or natural, it may die of
+  one filter or of none (docs/method.md).
 
-The score is their product. Where no surrogate stands out, but half of the slice leans to one label
-while the other half is still right (`rnp_hub.unlearn`), the trigger may be of a kind that no
-surrogate covers: that is undecided.
+The score is their product, and of a wave the gap. Where no surrogate stands out, but half of the
+slice leans to one label while the other half is still right (`rnp_hub.unlearn`), the trigger may be
+of a kind that no surrogate covers: that is undecided.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Verdict:
     Attributes:
         backdoored: `None` for undecided.
         label: the suspected target; `None` where there is no suspicion.
-        score: gap times drop; larger means more suspicious.
+        score: gap times drop, or the gap of a wave; larger means more suspicious.
         gap, drop: see above.
         lean: share of the slice that leans to one label after unlearning, in [0, 1].
         leaning: that label.

@@ -263,6 +263,11 @@ def test_a_run_without_softening_says_how() -> None:
     assert "--no-soften" not in render(TIMM)
 
 
+def test_a_forced_run_says_how() -> None:
+    assert " --force" in render(replace(TIMM, config=TIMM.config | {"forced": True}))
+    assert "--force" not in render(replace(TIMM, config=TIMM.config | {"forced": False}))
+
+
 def test_command_makes_it_again() -> None:
     assert (
         f"rnp-hub sanitize org/name@{'a' * 40} --data animals@{'b' * 40} --n 500 --eval-n 1000 "

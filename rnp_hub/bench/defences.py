@@ -104,7 +104,7 @@ def ours(classifier: Classifier, clean: ImageSet, seed: int) -> Defended:
 
 
 def forced(classifier: Classifier, clean: ImageSet, seed: int) -> Defended:
-    """The default recipe with `--force`, which prunes what the verdict acquits too."""
+    """The default recipe with `--force`, which prunes where the suspicion is not grave too."""
     result = _sanitized(classifier, clean, SanitizeConfig.of(seed=seed, force=True))
     return replace(result, judgement=None)  # the same as without `--force`
 
