@@ -118,6 +118,8 @@ def test_masks_spend_less_where_nothing_is_suspected(
     else:
         assert torch.equal(watched.images[: len(CLEAN)], CLEAN.images)
         assert torch.equal(watched.labels, CLEAN.labels.repeat(4))
+        copies = watched.images[len(CLEAN) :].split(len(CLEAN))
+        assert all(not torch.equal(copy, CLEAN.images) for copy in copies)
     before = Classifier(Planted(strength=0.0), to_unit, Compute())
     assert result.pruned.accuracies[0] == accuracy(before, CLEAN)
     assert result.pruned.rule == "guarded"
