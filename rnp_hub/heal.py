@@ -14,7 +14,7 @@ from rnp_hub.scan import ScanConfig, Scanned, as_pixels, clean_margin
 from rnp_hub.sites import Site
 from rnp_hub.soften import Masks, masked_copy, soften
 from rnp_hub.surrogate import Surrogate, SurrogateConfig, again, logits_of_all, reconstruct
-from rnp_hub.verdict import WORKING, stands_out
+from rnp_hub.verdict import CLEAN, stands_out
 
 ROUNDS, SOFTENINGS = 3, 2
 """How often new surrogates are reconstructed while filters are cut, and masks learned."""
@@ -117,8 +117,7 @@ class _Healing:
 
     def pruned(self, recovered: Recovered) -> tuple[Healed, list[Surrogate], list[Surrogate]]:
         """Without the filters that surrogates need; all surrogates that stood out; and, where none
-        does any more, the new ones that work all the same: as in every network, or by what is
-        left."""
+        does any more, the new ones that are ahead of other labels' all the same."""
         steps = self.scanned.trail.best if self.scanned.trail else ()
         masked = [(each.site, each.index) for each in recovered.order() if each.value <= MAX_MASK]
         known = list(self._old)
@@ -138,8 +137,7 @@ class _Healing:
                 break
             steps = (*steps, *trail.best)
         pruned = self.healed(self._without(steps), steps, None, fresh)
-        works = [each for each in fresh if each.asr.value >= WORKING]
-        return pruned, known, [] if pruned.residual else works
+        return pruned, known, [] if pruned.residual else self._alive(fresh, lead=0.0)
 
     def softened(
         self, pruned: Healed, known: Sequence[Surrogate], doubtful: Sequence[Surrogate]
@@ -200,8 +198,8 @@ class _Healing:
         found = reconstruct(network, self.scanned.halves, [label], asked)
         return [by_label[label] for by_label in found.values()]
 
-    def _alive(self, fresh: Iterable[Surrogate]) -> list[Surrogate]:
-        """Those that still stand out among the other labels' of the scan."""
+    def _alive(self, fresh: Iterable[Surrogate], lead: float = CLEAN) -> list[Surrogate]:
+        """Those that still stand out among the other labels' of the scan; see `stands_out`."""
         return [
             each
             for each in fresh
@@ -213,6 +211,7 @@ class _Healing:
                     if label != each.label
                 ],
                 self.scanned.unit,
+                lead,
             )
         ]
 

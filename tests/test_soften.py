@@ -152,38 +152,34 @@ def test_where_no_filter_may_go_masks_do(
 
 
 @pytest.mark.parametrize(
-    ("left", "anew", "margin", "kept"),
+    ("lead", "left", "anew", "learned", "kept"),
     [
-        (0.3, 0.3, -100.0, True),
-        (0.4, 0.3, -100.0, False),  # the one it was learned against is more than half as strong
-        (0.3, 0.4, -100.0, False),  # another has taken its place
-        (
-            0.3,
-            0.3,
-            100.0,
-            True,
-        ),  # does not work on half of the pictures, so that it cannot stand out
-        (0.3, 0.6, 100.0, False),
+        (0.1, 0.3, 0.3, True, True),
+        (0.1, 0.4, 0.3, True, False),  # the one it was learned against is more than half as strong
+        (0.1, 0.3, 0.4, True, False),  # another has taken its place
+        (-0.1, 0.3, 0.3, False, False),  # another label has one as good
     ],
 )
-def test_masks_are_learned_where_a_new_surrogate_works_though_none_stands_out(
+def test_masks_are_learned_where_a_new_surrogate_is_ahead_though_it_does_not_stand_out(
     planted: Classifier,
     planted_sites: tuple[Site, ...],
     scanned: Scanned,
     surrogate: Surrogate,
     monkeypatch: pytest.MonkeyPatch,
     *,
+    lead: float,
     left: float,
     anew: float,
-    margin: float,
+    learned: bool,
     kept: bool,
 ) -> None:
     """Against it too; they are kept where nothing more than half as strong is left."""
-    works = replace(surrogate, asr=Rate.of(6, 10), margin=-100.0)
-    later = replace(surrogate, asr=Rate.of(round(10 * anew), 10), margin=margin)
+    other = max(each.margin for each in scanned.surrogates["patch"].values() if each.label != 2)
+    works = replace(surrogate, asr=Rate.of(6, 10), margin=other + lead * scanned.unit)
+    later = replace(works, asr=Rate.of(round(10 * anew), 10))
     lessons = list[Sequence[Surrogate]]()
 
-    def learned(*given: Any) -> Masks:
+    def learn(*given: Any) -> Masks:
         lessons.append(list(given[3]))
         masks = {site: torch.ones(site.filters) for site in planted_sites}
         next(mask for site, mask in masks.items() if site.name == "norm")[4] = 0
@@ -194,15 +190,14 @@ def test_masks_are_learned_where_a_new_surrogate_works_though_none_stands_out(
             return left if lessons else 0.6
         return 0.0 if network is not planted else 1.0
 
-    monkeypatch.setattr("rnp_hub.heal.soften", learned)
+    monkeypatch.setattr("rnp_hub.heal.soften", learn)
     monkeypatch.setattr("rnp_hub.heal._Healing.fresh", lambda *_: [later if lessons else works])
     monkeypatch.setattr("rnp_hub.heal._Healing._strongest", strongest)
     config = SanitizeConfig.of(flip=False).scan
     assert config is not None
     healed = heal(planted, CLEAN, planted_sites, scanned, NO_MASKS, config)
     assert [step.filter for step in healed.steps] == [("norm", 4)]
-    assert len(lessons) == 1
-    assert lessons[0][-1] is works
+    assert [lesson[-1] is works for lesson in lessons] == [True] * learned
     assert (healed.masks is not None) == kept
     assert not healed.residual
     lessons.clear()
