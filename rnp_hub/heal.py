@@ -14,7 +14,7 @@ from rnp_hub.scan import ScanConfig, Scanned, as_pixels, clean_margin
 from rnp_hub.sites import Site
 from rnp_hub.soften import Masks, masked_copy, soften
 from rnp_hub.surrogate import Surrogate, SurrogateConfig, again, logits_of_all, reconstruct
-from rnp_hub.verdict import CLEAN, stands_out
+from rnp_hub.verdict import is_doubtful, stands_out
 
 ROUNDS, SOFTENINGS = 3, 2
 """How often new surrogates are reconstructed while filters are cut, and masks learned."""
@@ -117,7 +117,7 @@ class _Healing:
 
     def pruned(self, recovered: Recovered) -> tuple[Healed, list[Surrogate], list[Surrogate]]:
         """Without the filters that surrogates need; all surrogates that stood out; and, where none
-        does any more, the new ones that are ahead of other labels' all the same."""
+        does any more, the new ones that work all the same."""
         steps = self.scanned.trail.best if self.scanned.trail else ()
         masked = [(each.site, each.index) for each in recovered.order() if each.value <= MAX_MASK]
         known = list(self._old)
@@ -137,16 +137,20 @@ class _Healing:
                 break
             steps = (*steps, *trail.best)
         pruned = self.healed(self._without(steps), steps, None, fresh)
-        return pruned, known, [] if pruned.residual else self._alive(fresh, lead=0.0)
+        doubtful = [each for each in fresh if is_doubtful(each)]
+        return pruned, known, [] if pruned.residual else doubtful
 
     def softened(
         self, pruned: Healed, known: Sequence[Surrogate], doubtful: Sequence[Surrogate]
     ) -> Healed | None:
         """With masks on the filters that stay; `None` where that is too dear or no better.
 
-        What they have to be better against are the doubtful ones where there are any, and what is
-        reconstructed afterwards.
+        Where there are doubtful ones it is these that masks have to be better against, and what is
+        reconstructed afterwards; and they may cost half as much, since nothing may be left.
         """
+        asked = self.config.soften
+        if doubtful and asked is not None:
+            asked = replace(asked, max_ca_drop=WORTH * asked.max_ca_drop)
         steps, standing = pruned.steps, self._without(pruned.steps)
         left = self._strongest(standing, known)
         useless = left > WORTH * self._strongest(self.original, known)
@@ -158,7 +162,7 @@ class _Healing:
         for number in range(1, SOFTENINGS + 1):
             masks = soften(
                 self.original, self.sites, [step.filter for step in steps], met, self.clean,
-                self.scanned.halves, self.config.soften,
+                self.scanned.halves, asked,
             )  # fmt: skip
             if masks is None:
                 break
@@ -198,8 +202,8 @@ class _Healing:
         found = reconstruct(network, self.scanned.halves, [label], asked)
         return [by_label[label] for by_label in found.values()]
 
-    def _alive(self, fresh: Iterable[Surrogate], lead: float = CLEAN) -> list[Surrogate]:
-        """Those that still stand out among the other labels' of the scan; see `stands_out`."""
+    def _alive(self, fresh: Iterable[Surrogate]) -> list[Surrogate]:
+        """Those that still stand out among the other labels' of the scan."""
         return [
             each
             for each in fresh
@@ -211,7 +215,6 @@ class _Healing:
                     if label != each.label
                 ],
                 self.scanned.unit,
-                lead,
             )
         ]
 

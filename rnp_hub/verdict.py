@@ -40,6 +40,9 @@ NATURAL: Mapping[str, float] = {"wave": 2.0, "ripple": 5.0}
 """What the gap of a kind is divided by. Every clean network has a label that some loud ripple leads
 to, by up to a clean margin ahead of all others; few have one that a wave does (docs/method.md)."""
 
+WORKING = 0.5
+"""Surrogate ASR from which on a surrogate that was reconstructed after healing works."""
+
 LIVE = 0.3
 """Surrogate ASR from which on a surrogate is worth following."""
 
@@ -164,16 +167,12 @@ def _drop(trail: Trail | None) -> float:
     return max(0.0, 1 - left / trail.start[1])
 
 
-def stands_out(
-    fresh: Surrogate, others: Sequence[Surrogate], unit: float, lead: float = CLEAN
-) -> bool:
-    """Whether a surrogate is still ahead of any other label's, and works on half the pictures.
+def stands_out(fresh: Surrogate, others: Sequence[Surrogate], unit: float) -> bool:
+    """Whether a surrogate is still ahead of any other label's, and works on half the pictures."""
+    ahead = all(fresh.margin > each.margin + CLEAN * unit for each in others)
+    return fresh.asr.value >= WORKING and ahead
 
-    Args:
-        fresh: reconstructed after healing.
-        others: of other labels and the same kind.
-        unit: the network's margin on clean pictures, in logits.
-        lead: by how much it has to be ahead, in such units.
-    """
-    ahead = all(fresh.margin > each.margin + lead * unit for each in others)
-    return fresh.asr.value >= 0.5 and ahead
+
+def is_doubtful(fresh: Surrogate) -> bool:
+    """Whether a surrogate works on half the pictures, and is not of a kind that always does."""
+    return fresh.asr.value >= WORKING and fresh.kind not in NATURAL
