@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from rnp_hub.compute import Compute, mark_memory, peak_since_mark_mib, seeded
+from rnp_hub.compute import Compute, mark_memory, peak_since_mark_mib
 from rnp_hub.errors import ConfigError, DataError
 from rnp_hub.guided import GuidedConfig
 from rnp_hub.heal import MAX_MASK, Healed, heal, reviewed
@@ -26,7 +26,6 @@ from rnp_hub.network import (
     check_finite,
     on_cpu,
     to_unit_range,
-    with_copies,
 )
 from rnp_hub.progress import Progress, quiet
 from rnp_hub.prune import PruneConfig, Pruned, at_sites, prune, pruned_of
@@ -366,9 +365,7 @@ class _Work:
         """Where the suspicion is not grave: what copies of the slice hardly miss either."""
         guard = None if asked.guard is None else FORCED * asked.guard
         asked = replace(asked, max_ca_drop=FORCED * asked.max_ca_drop, guard=guard)
-        generator = seeded(copies.seed)
-        watched = with_copies(self.clean, copies.copies, generator, flip=copies.flip)
-        return self._by_masks(recovered, asked, watched)
+        return self._by_masks(recovered, asked, copies.watched(self.clean))
 
 
 def _check(classifier: Classifier, clean: ImageSet) -> tuple[Site, ...]:

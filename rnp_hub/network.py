@@ -238,15 +238,6 @@ def augment(
     return images
 
 
-def with_copies(
-    pictures: ImageSet, copies: int, generator: torch.Generator, *, flip: bool = True
-) -> ImageSet:
-    """Pictures and augmented copies of them, which a network does not know by heart as it may the
-    pictures themselves."""
-    drawn = [augment(pictures.images, generator, flip=flip) for _ in range(copies)]
-    return ImageSet(torch.cat((pictures.images, *drawn)), pictures.labels.repeat(1 + copies))
-
-
 def put(module: nn.Module, name: str, part: nn.Module) -> None:
     """Put `part` in the place of the submodule of that name."""
     parent, _, child = name.rpartition(".")

@@ -23,7 +23,7 @@ from rnp_hub.compute import seeded
 from rnp_hub.evaluate import accuracy
 from rnp_hub.guided import around, divergence
 from rnp_hub.hooks import gates, scale
-from rnp_hub.network import Classifier, ImageSet, with_copies
+from rnp_hub.network import Classifier, ImageSet, augment
 from rnp_hub.prune import silenced_copy
 from rnp_hub.sites import Site
 from rnp_hub.surrogate import Halves, Surrogate, chase, frozen, logits_of_all, without
@@ -63,6 +63,12 @@ class SoftenConfig:
     flip: bool = True
     seed: int = 0
 
+    def watched(self, clean: ImageSet) -> ImageSet:
+        """The slice and its copies, which a network does not know by heart as it may the slice."""
+        generator = seeded(self.seed)
+        copies = [augment(clean.images, generator, flip=self.flip) for _ in range(self.copies)]
+        return ImageSet(torch.cat((clean.images, *copies)), clean.labels.repeat(1 + self.copies))
+
 
 Masks = Mapping[Site, Tensor]
 
@@ -92,7 +98,7 @@ def soften(
         more than it may.
     """
     config = config or SoftenConfig()
-    watched = with_copies(clean, config.copies, seeded(config.seed), flip=config.flip)
+    watched = config.watched(clean)
     start = accuracy(silenced_copy(original, sites, silenced), watched)
     least = start - config.max_ca_drop - 0.5 / len(watched)
     stays = _stays(sites, silenced)

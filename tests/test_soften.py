@@ -17,7 +17,7 @@ from rnp_hub.hooks import gates, scale
 from rnp_hub.method import SanitizeConfig
 from rnp_hub.network import Classifier
 from rnp_hub.recover import Recovered
-from rnp_hub.scan import Scanned, scan
+from rnp_hub.scan import ScanConfig, Scanned, scan
 from rnp_hub.sites import Site, gate_sites
 from rnp_hub.soften import Masks, SoftenConfig, masked_copy, moved, soften
 from rnp_hub.surrogate import Halves, Surrogate, SurrogateConfig, again, reconstruct
@@ -118,18 +118,21 @@ def test_what_the_clean_task_cannot_bear_is_not_taken(
     assert soften(planted, planted_sites, [], [surrogate], CLEAN, HALVES, gentle) is not None
 
 
+def scan_config(*, soften: bool = True) -> ScanConfig:
+    config = SanitizeConfig.of(flip=False, soften=soften).scan
+    assert config is not None
+    return config
+
+
 @pytest.fixture(scope="module")
 def scanned(planted: Classifier, planted_sites: tuple[Site, ...]) -> Scanned:
-    config = SanitizeConfig.of(flip=False).scan
-    assert config is not None
-    return scan(planted, CLEAN, planted_sites, config)
+    return scan(planted, CLEAN, planted_sites, scan_config())
 
 
 def test_where_pruning_is_enough_nothing_is_softened(
     planted: Classifier, planted_sites: tuple[Site, ...], scanned: Scanned
 ) -> None:
-    config = SanitizeConfig.of(flip=False).scan
-    assert config is not None
+    config = scan_config()
     healed = heal(planted, CLEAN, planted_sites, scanned, NO_MASKS, config)
     assert [step.filter for step in healed.steps] == [("norm", 4)]
     assert healed.masks is None
@@ -141,8 +144,7 @@ def test_where_no_filter_may_go_masks_do(
     planted: Classifier, planted_sites: tuple[Site, ...], scanned: Scanned, *, allowed: bool
 ) -> None:
     """Pruning is not given a single filter here."""
-    config = SanitizeConfig.of(flip=False, soften=allowed).scan
-    assert config is not None
+    config = scan_config(soften=allowed)
     config = replace(config, guided=replace(config.guided, filters=0))
     scanned = replace(scanned, trail=None)
     healed = heal(planted, CLEAN, planted_sites, scanned, NO_MASKS, config)
@@ -193,8 +195,7 @@ def test_masks_are_learned_where_a_new_surrogate_works_though_it_does_not_stand_
     monkeypatch.setattr("rnp_hub.heal.soften", learn)
     monkeypatch.setattr("rnp_hub.heal._Healing.fresh", lambda *_: [later if lessons else works])
     monkeypatch.setattr("rnp_hub.heal._Healing._strongest", strongest)
-    config = SanitizeConfig.of(flip=False).scan
-    assert config is not None
+    config = scan_config()
     healed = heal(planted, CLEAN, planted_sites, scanned, NO_MASKS, config)
     assert [step.filter for step in healed.steps] == [("norm", 4)]
     assert [lesson[-1] is works for lesson in lessons] == [True] * learned
@@ -220,9 +221,7 @@ def test_masks_are_learned_against_what_still_stands_out_in_the_last_round(
     monkeypatch.setattr("rnp_hub.heal._Healing.fresh", lambda *_: [next(later)])
     monkeypatch.setattr("rnp_hub.heal.follow", lambda *_, **__: scanned.trail)
     monkeypatch.setattr("rnp_hub.heal.soften", lambda *given: lessons.append(given[3]))
-    config = SanitizeConfig.of(flip=False).scan
-    assert config is not None
-    healed = heal(planted, CLEAN, planted_sites, scanned, NO_MASKS, config)
+    healed = heal(planted, CLEAN, planted_sites, scanned, NO_MASKS, scan_config())
     assert healed.residual
     assert len(lessons) == 1
     assert list(lessons[0][-ROUNDS:]) == found
@@ -243,8 +242,7 @@ def test_masks_are_learned_again_where_something_is_left(
         return weakest_masks(planted, planted_sites, surrogate)
 
     monkeypatch.setattr("rnp_hub.heal.soften", half_heartedly)
-    config = SanitizeConfig.of(flip=False).scan
-    assert config is not None
+    config = scan_config()
     config = replace(config, guided=replace(config.guided, filters=0))
     healed = heal(planted, CLEAN, planted_sites, replace(scanned, trail=None), NO_MASKS, config)
     assert healed.residual
