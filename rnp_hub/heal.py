@@ -25,6 +25,9 @@ ANEW = " anew"
 MAX_MASK = 0.2
 """Largest mask of a filter that the default recipe tries for its mask, set on small networks for
 digits (docs/method.md)."""
+HEAVIER = 5.0
+"""How much more surrogates weigh against clean answers each time that masks are learned again,
+since some still work."""
 WORTH = 0.5
 """Share of the pruned network's surrogate ASR to which softening must come down to be kept; and of
 the original's, to which filters must that cost more than this share of what may be lost."""
@@ -149,7 +152,8 @@ class _Healing:
         reconstructed afterwards; and they may cost half as much, since nothing may be left.
         """
         asked = self.config.soften
-        if doubtful and asked is not None:
+        assert asked is not None
+        if doubtful:
             asked = replace(asked, max_ca_drop=WORTH * asked.max_ca_drop)
         steps, standing = pruned.steps, self._without(pruned.steps)
         left = self._strongest(standing, known)
@@ -177,6 +181,7 @@ class _Healing:
             met += [each for each in fresh if each.asr.value > WORKS]
             if not best.residual:
                 break
+            asked = replace(asked, weights=tuple(HEAVIER * each for each in asked.weights))
         return best
 
     def _cost(self, steps: Sequence[Step]) -> float:

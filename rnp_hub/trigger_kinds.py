@@ -4,11 +4,11 @@
   best of all windows of a fifth of the picture's side: from a mask that is everywhere the descent
   often misses a patch of few pixels.
 - `additive`: any pattern added to the picture; 8 grey levels root mean square.
-- `wave`: few low spatial frequencies, as of SIG; 30 grey levels. Low is up to seven cycles per
+- `wave`: few low spatial frequencies, as of SIG; 24 grey levels. Low is up to seven cycles per
   picture of 32 pixels or more, and less of smaller ones. It begins at the best of a bank of waves
   that are tried on all labels at once; only the half of the labels, four at least, whose best does
   most is learned further, the others are measured with what they have.
-- `ripple`: the same of high frequencies, to which every network has a weakness.
+- `ripple`: the same of high frequencies, to which every network has a weakness; 30 grey levels.
 - `warp`: a smooth displacement, as of WaNet; 0.6 of 32 pixels.
 - `colour`: a linear filter of 3 × 3 pixels and all channels, as of a photo app; 24 grey levels.
   It begins at the best of a bank of tints.
@@ -133,7 +133,7 @@ class Additive(Trigger):
 class Wave(Trigger):
     """Few low spatial frequencies, the same in all channels; none is shorter than 32 / 7 pixels."""
 
-    BUDGET = 30.0
+    BUDGET = 24.0
     rates = (8.0,)
     scales = (_rms,)
 
@@ -197,6 +197,8 @@ class Wave(Trigger):
 
 class Ripple(Wave):
     """Few high spatial frequencies, the same in all channels."""
+
+    BUDGET = 30.0
 
     @staticmethod
     def within(cycles: Tensor, highest: float) -> Tensor:

@@ -5,7 +5,7 @@ network has on clean pictures:
 
 - *gap*: how much further does the best surrogate of one label come than that of any other? The
   other counts as at most as far from working as the first works. A loud ripple leads to some label
-  in every network, so that it has to come five times as far; a wave, twice.
+  in every network, so that it has to come five times as far; a wave, half as far again.
 - *drop*: which share of its success is gone when a few filters are silenced that the clean task
   does not miss (`rnp_hub.guided`)? A backdoor dies of a handful of filters; a perturbation that
   every network has lives in all of them. That holds of no wave: planted or natural, it may die of
@@ -36,9 +36,10 @@ led to some label, and a few filters are most of what it knows (docs/method.md).
 STUBBORN = 0.25
 """Least drop that is counted: a gap that nothing closes still says something."""
 
-NATURAL: Mapping[str, float] = {"wave": 2.0, "ripple": 5.0}
+NATURAL: Mapping[str, float] = {"wave": 1.5, "ripple": 5.0}
 """What the gap of a kind is divided by. Every clean network has a label that some loud ripple leads
-to, by up to a clean margin ahead of all others; few have one that a wave does (docs/method.md)."""
+to, by up to a clean margin ahead of all others. Few have one that a wave within its budget does, but
+many one that a louder wave would (docs/method.md)."""
 
 WORKING = 0.5
 """Surrogate ASR from which on a surrogate that was reconstructed after healing works."""

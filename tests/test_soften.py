@@ -234,11 +234,12 @@ def test_masks_are_learned_again_where_something_is_left(
     surrogate: Surrogate,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With the surrogates that were found on the network softened first."""
-    lessons = list[int]()
+    """With the surrogates that were found on the network softened first, and more weight on all."""
+    lessons, weights = list[int](), list[tuple[float, ...]]()
 
     def half_heartedly(*given: Any) -> Masks:
         lessons.append(len(given[3]))
+        weights.append(given[6].weights)
         return weakest_masks(planted, planted_sites, surrogate)
 
     monkeypatch.setattr("rnp_hub.heal.soften", half_heartedly)
@@ -248,6 +249,7 @@ def test_masks_are_learned_again_where_something_is_left(
     assert healed.residual
     assert len(lessons) == SOFTENINGS == 2
     assert lessons[0] < lessons[1]
+    assert weights[1] == pytest.approx([5 * each for each in weights[0]])
 
 
 def weakest_masks(planted: Classifier, sites: tuple[Site, ...], surrogate: Surrogate) -> Masks:

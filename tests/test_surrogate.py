@@ -103,11 +103,11 @@ def test_an_additive_pattern_is_scaled_to_its_budget() -> None:
 def test_a_wave_of_one_frequency_is_as_large_as_its_coefficient(cycles: tuple[int, int]) -> None:
     wave = Wave(SHAPE, seeded(0))
     wave.start(cycles, phase=0.7)
-    assert wave.norm() == pytest.approx(0.8 * 30, rel=1e-4)
+    assert wave.norm() == pytest.approx(0.8 * Wave.BUDGET, rel=1e-4)
     down, across = cycles
     rows, columns = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
     angle = 2 * math.pi * (down * rows + across * columns) / 16 + 0.7
-    expected = 24 * math.sqrt(2) * torch.cos(angle)
+    expected = 0.8 * Wave.BUDGET * math.sqrt(2) * torch.cos(angle)
     assert torch.allclose(wave.pattern().detach(), expected, atol=1e-3)
 
 
@@ -163,9 +163,9 @@ def test_waves_share_one_budget() -> None:
         wave.weights[0][0, 3, 3] = 1
     wave.project(1.0)
     sizes = wave.weights[0].detach().square().sum(0).sqrt()
-    # The nearest point of the L1 ball takes the same from all: 40 and 30 to 20 and 10.
-    assert sizes[0, 1] == pytest.approx(20, abs=1e-3)
-    assert sizes[0, 2] == pytest.approx(10, abs=1e-3)
+    # The nearest point of the L1 ball takes the same from all: 40 and 30 to 17 and 7.
+    assert sizes[0, 1] == pytest.approx(17, abs=1e-3)
+    assert sizes[0, 2] == pytest.approx(7, abs=1e-3)
     assert sizes[3, 3] == 0
 
 
@@ -289,7 +289,7 @@ def test_a_chased_trigger_comes_closer_and_the_old_one_stays(
     [
         ("patch", 0.025),
         ("additive", 8.0),
-        ("wave", 30.0),
+        ("wave", 24.0),
         ("ripple", 30.0),
         ("warp", 0.6 * 16 / 32),
         ("colour", 24.0),

@@ -91,9 +91,9 @@ def test_others_fail_by_no_more_than_the_first_works(second: float, gap: float) 
     assert (suspected.label, suspected.gap) == (1, gap / UNIT)
 
 
-@pytest.mark.parametrize(("kind", "natural", "most"), [("wave", 2, 0.7), ("ripple", 5, 1.0)])
+@pytest.mark.parametrize(("kind", "natural", "most"), [("wave", 1.5, 0.2), ("ripple", 5, 1.0)])
 def test_waves_have_to_come_further_than_those_of_clean_networks(
-    kind: str, natural: int, most: float
+    kind: str, natural: float, most: float
 ) -> None:
     """`most` is the largest gap that a clean network was seen to have; the drop is 0.9."""
     for gap, convicted in ((0.6 * natural, True), (most, False)):
@@ -101,7 +101,7 @@ def test_waves_have_to_come_further_than_those_of_clean_networks(
         assert suspected is not None
         assert suspected.kind == kind
         verdict = judge(suspected, trail(1.0, 0.1), unlearned(50, 50))
-        assert verdict.backdoored is (True if convicted else None if kind == "wave" else False)
+        assert verdict.backdoored is convicted
     smaller = suspicion(found(**{kind: [0.9 * natural * UNIT, 0.0], "patch": [0.0, UNIT]}), UNIT)
     assert smaller is not None
     assert (smaller.kind, smaller.label) == ("patch", 1)
@@ -141,7 +141,7 @@ def test_the_score_is_gap_times_drop(
 
 def test_the_gap_of_a_wave_counts_whether_it_dies_or_not() -> None:
     for rates in ((1.0,), (1.0, 0.0)):
-        suspected = suspicion(found(wave=[1.2 * UNIT, 0.0, -UNIT]), UNIT)
+        suspected = suspicion(found(wave=[0.9 * UNIT, 0.0, -UNIT]), UNIT)
         verdict = judge(suspected, trail(*rates), unlearned(1, 1, 1))
         assert (verdict.backdoored, verdict.score) == (True, pytest.approx(0.6))
 

@@ -228,7 +228,7 @@ class About:
     version: int = 1
 
 
-_RECIPE = 8
+_RECIPE = 9
 """Version of the default recipe."""
 
 ABOUT: Mapping[str, About] = {
