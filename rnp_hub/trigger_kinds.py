@@ -4,11 +4,11 @@
   best of all windows of a fifth of the picture's side: from a mask that is everywhere the descent
   often misses a patch of few pixels.
 - `additive`: any pattern added to the picture; 8 grey levels root mean square.
-- `wave`: few low spatial frequencies, as of SIG; 24 grey levels. Low is up to seven cycles per
+- `wave`: few low spatial frequencies, as of SIG; 30 grey levels. Low is up to seven cycles per
   picture of 32 pixels or more, and less of smaller ones. It begins at the best of a bank of waves
   that are tried on all labels at once; only the half of the labels, four at least, whose best does
   most is learned further, the others are measured with what they have.
-- `ripple`: the same of high frequencies, to which every network has a weakness; 30 grey levels.
+- `ripple`: the same of high frequencies, to which every network has a weakness.
 - `warp`: a smooth displacement, as of WaNet; 0.6 of 32 pixels.
 - `colour`: a linear filter of 3 × 3 pixels and all channels, as of a photo app; 24 grey levels.
   It begins at the best of a bank of tints.
@@ -18,6 +18,7 @@ docs/method.md says what the budgets were chosen on.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -63,6 +64,10 @@ class Trigger:
     def norm(self) -> float:
         """Its size, in the unit of its kind."""
         raise NotImplementedError
+
+    def quieter(self) -> Trigger:
+        """Itself, or of its kind one of the size at which labels are compared."""
+        return self
 
     @torch.no_grad()
     def stamp(self, images: Tensor) -> Tensor:
@@ -133,7 +138,7 @@ class Additive(Trigger):
 class Wave(Trigger):
     """Few low spatial frequencies, the same in all channels; none is shorter than 32 / 7 pixels."""
 
-    BUDGET = 24.0
+    BUDGET, COMPARED = 30.0, 0.75
     rates = (8.0,)
     scales = (_rms,)
 
@@ -167,6 +172,14 @@ class Wave(Trigger):
         pattern: Tensor = torch.fft.irfft2(coefficients, s=size, norm="forward")
         return pattern / math.sqrt(2)
 
+    def quieter(self) -> Trigger:
+        if self.COMPARED == 1:
+            return self
+        twin = copy.deepcopy(self)
+        with torch.no_grad():
+            twin.weights[0].mul_(self.COMPARED)
+        return twin
+
     def _share(self) -> Tensor:
         """(H, W // 2 + 1): what makes every coefficient as loud as the others.
 
@@ -198,7 +211,7 @@ class Wave(Trigger):
 class Ripple(Wave):
     """Few high spatial frequencies, the same in all channels."""
 
-    BUDGET = 30.0
+    COMPARED = 1.0
 
     @staticmethod
     def within(cycles: Tensor, highest: float) -> Tensor:

@@ -38,8 +38,8 @@ STUBBORN = 0.25
 
 NATURAL: Mapping[str, float] = {"wave": 1.5, "ripple": 5.0}
 """What the gap of a kind is divided by. Every clean network has a label that some loud ripple leads
-to, by up to a clean margin ahead of all others. Few have one that a wave within its budget does, but
-many one that a louder wave would (docs/method.md)."""
+to, by up to a clean margin ahead of all others. Few have one that a wave does of the size at
+which it is compared (docs/method.md)."""
 
 WORKING = 0.5
 """Surrogate ASR from which on a surrogate that was reconstructed after healing works."""
