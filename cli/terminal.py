@@ -139,8 +139,9 @@ def print_scan(report: ScanReport, *, as_json: bool) -> None:
     _print_table(("surrogate", "best for label", "its margin", "next label's"), rows)
     before, seconds = report.before.clean_accuracy, sum(report.timing_s.values())
     print(
-        f"\nMargins are in units of the clean pictures' own. Clean accuracy {_percent(before)}, "
-        f"n {before.n}. {seconds:.0f} s, {report.peak_memory_mib:,.0f} MiB at most."
+        "\nMargins are in units of the clean pictures' own, those of a wave at three quarters of its "
+        f"size. Clean accuracy {_percent(before)}, n {before.n}. {seconds:.0f} s, "
+        f"{report.peak_memory_mib:,.0f} MiB at most."
     )
 
 

@@ -26,8 +26,8 @@ MAX_MASK = 0.2
 """Largest mask of a filter that the default recipe tries for its mask, set on small networks for
 digits (docs/method.md)."""
 HEAVIER = 5.0
-"""How much more surrogates weigh against clean answers each time that masks are learned again,
-since some still work."""
+"""How much larger the weights of surrogates are that are tried where masks are learned again, since
+some still work."""
 WORTH = 0.5
 """Share of the pruned network's surrogate ASR to which softening must come down to be kept; and of
 the original's, to which filters must that cost more than this share of what may be lost."""

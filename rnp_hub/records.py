@@ -103,7 +103,7 @@ def verdict_record(
 
 
 def _margins(scanned: Scanned) -> dict[str, dict[str, float]]:
-    """By kind and label, in units of the clean margin."""
+    """By kind and label, in units of the clean margin, at the size at which labels are compared."""
     return {
         kind: {str(label): round(each.margin / scanned.unit, 3) for label, each in found.items()}
         for kind, found in scanned.surrogates.items()

@@ -4,7 +4,8 @@
   best of all windows of a fifth of the picture's side: from a mask that is everywhere the descent
   often misses a patch of few pixels.
 - `additive`: any pattern added to the picture; 8 grey levels root mean square.
-- `wave`: few low spatial frequencies, as of SIG; 30 grey levels. Low is up to seven cycles per
+- `wave`: few low spatial frequencies, as of SIG; 30 grey levels, and three quarters of that
+  where labels are compared. Low is up to seven cycles per
   picture of 32 pixels or more, and less of smaller ones. It begins at the best of a bank of waves
   that are tried on all labels at once; only the half of the labels, four at least, whose best does
   most is learned further, the others are measured with what they have.
@@ -66,7 +67,7 @@ class Trigger:
         raise NotImplementedError
 
     def quieter(self) -> Trigger:
-        """Itself, or of its kind one of the size at which labels are compared."""
+        """The same at the size at which labels are compared; itself where that is its own."""
         return self
 
     @torch.no_grad()
@@ -173,8 +174,6 @@ class Wave(Trigger):
         return pattern / math.sqrt(2)
 
     def quieter(self) -> Trigger:
-        if self.COMPARED == 1:
-            return self
         twin = copy.deepcopy(self)
         with torch.no_grad():
             twin.weights[0].mul_(self.COMPARED)
@@ -211,7 +210,8 @@ class Wave(Trigger):
 class Ripple(Wave):
     """Few high spatial frequencies, the same in all channels."""
 
-    COMPARED = 1.0
+    def quieter(self) -> Trigger:
+        return self
 
     @staticmethod
     def within(cycles: Tensor, highest: float) -> Tensor:

@@ -5,7 +5,8 @@ network has on clean pictures:
 
 - *gap*: how much further does the best surrogate of one label come than that of any other? The
   other counts as at most as far from working as the first works. A loud ripple leads to some label
-  in every network, so that it has to come five times as far; a wave, half as far again.
+  in every network, so that it has to come five times as far; a wave, 1.5 times as far, and at
+  three quarters of its size.
 - *drop*: which share of its success is gone when a few filters are silenced that the clean task
   does not miss (`rnp_hub.guided`)? A backdoor dies of a handful of filters; a perturbation that
   every network has lives in all of them. That holds of no wave: planted or natural, it may die of
@@ -38,8 +39,8 @@ STUBBORN = 0.25
 
 NATURAL: Mapping[str, float] = {"wave": 1.5, "ripple": 5.0}
 """What the gap of a kind is divided by. Every clean network has a label that some loud ripple leads
-to, by up to a clean margin ahead of all others. Few have one that a wave does of the size at
-which it is compared (docs/method.md)."""
+to, by up to a clean margin ahead of all others. Few have one that a wave does at three quarters of
+its size (docs/method.md)."""
 
 WORKING = 0.5
 """Surrogate ASR from which on a surrogate that was reconstructed after healing works."""
@@ -169,7 +170,10 @@ def _drop(trail: Trail | None) -> float:
 
 
 def stands_out(fresh: Surrogate, others: Sequence[Surrogate], unit: float) -> bool:
-    """Whether a surrogate is still ahead of any other label's, and works on half the pictures."""
+    """Whether a surrogate is still ahead of any other label's, and works on half the pictures.
+
+    Of a wave the margin is that of a quieter one; its success is its own.
+    """
     ahead = all(fresh.margin > each.margin + CLEAN * unit for each in others)
     return fresh.asr.value >= WORKING and ahead
 

@@ -234,7 +234,7 @@ def test_masks_are_learned_again_where_something_is_left(
     surrogate: Surrogate,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With the surrogates that were found on the network softened first, and more weight on all."""
+    """With the surrogates that were found on the network softened first, and larger weights."""
     lessons, weights = list[int](), list[tuple[float, ...]]()
 
     def half_heartedly(*given: Any) -> Masks:
@@ -250,6 +250,23 @@ def test_masks_are_learned_again_where_something_is_left(
     assert len(lessons) == SOFTENINGS == 2
     assert lessons[0] < lessons[1]
     assert weights[1] == pytest.approx([5 * each for each in weights[0]])
+
+
+def test_where_learning_again_is_too_dear_the_first_masks_stay(
+    planted: Classifier,
+    planted_sites: tuple[Site, ...],
+    scanned: Scanned,
+    surrogate: Surrogate,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lessons = [weakest_masks(planted, planted_sites, surrogate), None]
+    monkeypatch.setattr("rnp_hub.heal.soften", lambda *_: lessons.pop(0))
+    config = scan_config()
+    config = replace(config, guided=replace(config.guided, filters=0))
+    healed = heal(planted, CLEAN, planted_sites, replace(scanned, trail=None), NO_MASKS, config)
+    assert not lessons
+    assert healed.masks is not None
+    assert healed.residual
 
 
 def weakest_masks(planted: Classifier, sites: tuple[Site, ...], surrogate: Surrogate) -> Masks:

@@ -95,7 +95,7 @@ def test_others_fail_by_no_more_than_the_first_works(second: float, gap: float) 
 def test_waves_have_to_come_further_than_those_of_clean_networks(
     kind: str, natural: float, most: float
 ) -> None:
-    """`most` is the largest gap that a clean network was seen to have; the drop is 0.9."""
+    """`most` is about the largest gap that a clean network was seen to have; the drop is 0.9."""
     for gap, convicted in ((0.6 * natural, True), (most, False)):
         suspected = suspicion(found(**{kind: [gap * UNIT, 0.0], "patch": [0.1, 0.0]}), UNIT)
         assert suspected is not None
