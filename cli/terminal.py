@@ -139,8 +139,8 @@ def print_scan(report: ScanReport, *, as_json: bool) -> None:
     _print_table(("surrogate", "best for label", "its margin", "next label's"), rows)
     before, seconds = report.before.clean_accuracy, sum(report.timing_s.values())
     print(
-        "\nMargins are in units of the clean pictures' own, those of a wave at three quarters of its "
-        f"size. Clean accuracy {_percent(before)}, n {before.n}. {seconds:.0f} s, "
+        "\nMargins are in units of the clean pictures' own, those of a wave at three quarters. "
+        f"Clean accuracy {_percent(before)}, n {before.n}. {seconds:.0f} s, "
         f"{report.peak_memory_mib:,.0f} MiB at most."
     )
 
