@@ -14,7 +14,7 @@ from rnp_hub.scan import ScanConfig, Scanned, as_pixels, clean_margin
 from rnp_hub.sites import Site
 from rnp_hub.soften import Masks, masked_copy, soften
 from rnp_hub.surrogate import Surrogate, SurrogateConfig, again, logits_of_all, reconstruct
-from rnp_hub.verdict import is_doubtful, stands_out
+from rnp_hub.verdict import WORKING, is_doubtful, stands_out
 
 ROUNDS, SOFTENINGS = 3, 2
 """How often new surrogates are reconstructed while filters are cut, and masks learned."""
@@ -149,7 +149,9 @@ class _Healing:
         """With masks on the filters that stay; `None` where that is too dear or no better.
 
         Where there are doubtful ones it is these that masks have to be better against, and what is
-        reconstructed afterwards; and they may cost half as much, since nothing may be left.
+        reconstructed afterwards; and they may cost half as much, since nothing may be left. Where
+        pruning left a surrogate that works on half of the pictures, the first masks may cost what
+        the utmost is.
         """
         asked = self.config.soften
         assert asked is not None
@@ -160,6 +162,8 @@ class _Healing:
         useless = left > WORTH * self._strongest(self.original, known)
         if useless and self._cost(steps) > WORTH * self.config.guided.max_ca_drop:
             steps = ()  # masks have it all to spend
+        if left < WORKING:
+            asked = replace(asked, utmost=asked.max_ca_drop)
         judged = doubtful or known
         most = WORTH * (self._strongest(standing, doubtful) if doubtful else left)
         best, met = None, [*known, *doubtful]
@@ -181,7 +185,8 @@ class _Healing:
             met += [each for each in fresh if each.asr.value > WORKS]
             if not best.residual:
                 break
-            asked = replace(asked, weights=tuple(HEAVIER * each for each in asked.weights))
+            heavier = tuple(HEAVIER * each for each in asked.weights)
+            asked = replace(asked, weights=heavier, utmost=asked.max_ca_drop)
         return best
 
     def _cost(self, steps: Sequence[Step]) -> float:

@@ -154,7 +154,9 @@ class SanitizeConfig:
             recipe,
             SurrogateConfig(seed=seed),
             GuidedConfig(budget, guard=2 * GUARD * budget, flip=flip, seed=seed),
-            SoftenConfig(max_ca_drop=budget, flip=flip, seed=seed) if soften else None,
+            SoftenConfig(max_ca_drop=budget, utmost=max_ca_drop, flip=flip, seed=seed)
+            if soften
+            else None,
             refining,
             force,
         )

@@ -118,6 +118,32 @@ def test_what_the_clean_task_cannot_bear_is_not_taken(
     assert soften(planted, planted_sites, [], [surrogate], CLEAN, HALVES, gentle) is not None
 
 
+@pytest.mark.parametrize(
+    ("kept", "taken"),
+    [
+        ((0.87, 0.885, 0.882), 2),  # the first that costs two points at most
+        ((0.87, 0.885, 0.892), 3),  # one is better
+        ((0.87, 0.87, 0.87), None),
+    ],
+)
+def test_where_no_weight_is_affordable_the_first_within_the_utmost_is_taken(
+    planted: Classifier,
+    planted_sites: tuple[Site, ...],
+    surrogate: Surrogate,
+    monkeypatch: pytest.MonkeyPatch,
+    kept: tuple[float, ...],
+    taken: int | None,
+) -> None:
+    accuracies = iter((0.9, *kept))
+    monkeypatch.setattr("rnp_hub.soften.accuracy", lambda *_: next(accuracies))
+    learned = {number: {site: torch.ones(1) for site in planted_sites} for number in (1, 2, 3)}
+    monkeypatch.setattr("rnp_hub.soften._Lesson.learn", lambda _, weight: learned[weight])
+    monkeypatch.setattr("rnp_hub.soften.masked_copy", lambda *_: planted)
+    config = replace(CONFIG, weights=(1, 2, 3), max_ca_drop=0.01, utmost=0.02)
+    masks = soften(planted, planted_sites, [], [surrogate], CLEAN, HALVES, config)
+    assert masks is (None if taken is None else learned[taken])
+
+
 def scan_config(*, soften: bool = True) -> ScanConfig:
     config = SanitizeConfig.of(flip=False, soften=soften).scan
     assert config is not None
@@ -181,7 +207,7 @@ def test_masks_are_learned_where_a_new_surrogate_works_though_it_does_not_stand_
     lessons = list[Sequence[Surrogate]]()
 
     def learn(*given: Any) -> Masks:
-        assert given[6].max_ca_drop == pytest.approx(0.005)
+        assert given[6].max_ca_drop == given[6].utmost == pytest.approx(0.005)
         lessons.append(list(given[3]))
         masks = {site: torch.ones(site.filters) for site in planted_sites}
         next(mask for site, mask in masks.items() if site.name == "norm")[4] = 0
@@ -235,11 +261,11 @@ def test_masks_are_learned_again_where_something_is_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With the surrogates that were found on the network softened first, and larger weights."""
-    lessons, weights = list[int](), list[tuple[float, ...]]()
+    lessons, asked = list[int](), list[SoftenConfig]()
 
     def half_heartedly(*given: Any) -> Masks:
         lessons.append(len(given[3]))
-        weights.append(given[6].weights)
+        asked.append(given[6])
         return weakest_masks(planted, planted_sites, surrogate)
 
     monkeypatch.setattr("rnp_hub.heal.soften", half_heartedly)
@@ -249,7 +275,8 @@ def test_masks_are_learned_again_where_something_is_left(
     assert healed.residual
     assert len(lessons) == SOFTENINGS == 2
     assert lessons[0] < lessons[1]
-    assert weights[1] == pytest.approx([5 * each for each in weights[0]])
+    assert asked[1].weights == pytest.approx([5 * each for each in asked[0].weights])
+    assert [each.utmost for each in asked] == [0.02, 0.01], "what was healed once is not so urgent"
 
 
 def test_where_learning_again_is_too_dear_the_first_masks_stay(
