@@ -144,6 +144,7 @@ def test_the_spread_over_slices() -> None:
 def test_what_was_asked_and_whether_it_is_met() -> None:
     found = {goal.what: goal for goal in tallies.goals(ROWS)}
     assert found["mean ASR after"].measured == "0.040 over 3 networks"
+    assert found["worst ASR after"].measured == "0.100, blend-a; its clean twin 0.050"
     assert {what: goal.met for what, goal in found.items()} == {
         "mean ASR after": False,
         "worst ASR after": True,

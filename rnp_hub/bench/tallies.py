@@ -41,6 +41,7 @@ class Summary:
         failed: on how many it gave up; they count as left as they were.
         asr, worst: mean and largest ASR after.
         worst_on: the network with the largest.
+        worst_twin: what a clean twin of that network has; `None` where it is not known.
         drop: mean clean accuracy lost.
         cost: mean of max(0, clean accuracy lost) + ASR after.
         ours: the same of our method on the same networks; `None` where it ran on none of them.
@@ -54,6 +55,7 @@ class Summary:
     asr: float
     worst: float
     worst_on: str
+    worst_twin: float | None
     drop: float
     cost: float
     ours: float | None
@@ -83,6 +85,7 @@ def _summary(defence: str, rows: Mapping[str, Row], ours: Mapping[str, Row]) -> 
         asr=fmean(map(_after, rows.values())),
         worst=_after(worst),
         worst_on=worst.name,
+        worst_twin=worst.twin.value if worst.twin else None,
         drop=fmean(row.drop for row in rows.values()),
         cost=fmean(row.cost for row in rows.values()),
         ours=fmean(ours[name].cost for name in shared) if shared else None,
@@ -344,9 +347,12 @@ def _healing(ours: Summary | None) -> list[Goal]:
     if ours is None:
         return []
     over = f" over {ours.networks} networks"
+    worst = f"{ours.worst:.3f}, {ours.worst_on}"
+    if ours.worst_twin is not None:
+        worst += f"; its clean twin {ours.worst_twin:.3f}"
     return [
         Goal("mean ASR after", "≤ 0.03", f"{ours.asr:.3f}{over}", ours.asr <= 0.03),
-        Goal("worst ASR after", "≤ 0.15", f"{ours.worst:.3f}, {ours.worst_on}", ours.worst <= 0.15),
+        Goal("worst ASR after", "≤ 0.15", worst, ours.worst <= 0.15),
         Goal("mean CA drop", "≤ 0.01", f"{ours.drop:+.4f}{over}", ours.drop <= 0.01),
     ]
 
