@@ -161,9 +161,8 @@ def measured(
     """A trigger as it does on pictures that it was not made on, stored as pictures are."""
     others, quieter = without(held_out, label).images, trigger.quieter()
     logits = logits_of_all(classifier, trigger.stamp(others))
-    compared = logits
-    if quieter is not trigger:
-        compared = logits_of_all(classifier, quieter.stamp(others))
+    is_same = quieter is trigger
+    compared = logits if is_same else logits_of_all(classifier, quieter.stamp(others))
     hits = int((logits.argmax(1) == label).sum())
     return Surrogate(
         kind,

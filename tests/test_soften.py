@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rnp_hub.evaluate import Rate, accuracy
-from rnp_hub.heal import ROUNDS, SOFTENINGS, WORKS, heal
+from rnp_hub.heal import ROUNDS, SOFTENINGS, WORKS, Healed, heal
 from rnp_hub.hooks import gates, scale
 from rnp_hub.method import SanitizeConfig
 from rnp_hub.network import Classifier
@@ -150,6 +150,15 @@ def scan_config(*, soften: bool = True) -> ScanConfig:
     return config
 
 
+def healed_without_cutting(
+    planted: Classifier, sites: tuple[Site, ...], scanned: Scanned, *, soften: bool = True
+) -> Healed:
+    """Pruning is not given a single filter."""
+    config = scan_config(soften=soften)
+    config = replace(config, guided=replace(config.guided, filters=0))
+    return heal(planted, CLEAN, sites, replace(scanned, trail=None), NO_MASKS, config)
+
+
 @pytest.fixture(scope="module")
 def scanned(planted: Classifier, planted_sites: tuple[Site, ...]) -> Scanned:
     return scan(planted, CLEAN, planted_sites, scan_config())
@@ -169,11 +178,7 @@ def test_where_pruning_is_enough_nothing_is_softened(
 def test_where_no_filter_may_go_masks_do(
     planted: Classifier, planted_sites: tuple[Site, ...], scanned: Scanned, *, allowed: bool
 ) -> None:
-    """Pruning is not given a single filter here."""
-    config = scan_config(soften=allowed)
-    config = replace(config, guided=replace(config.guided, filters=0))
-    scanned = replace(scanned, trail=None)
-    healed = heal(planted, CLEAN, planted_sites, scanned, NO_MASKS, config)
+    healed = healed_without_cutting(planted, planted_sites, scanned, soften=allowed)
     assert healed.steps == ()
     assert (healed.masks is not None) == allowed
     assert healed.residual == (not allowed)
@@ -269,9 +274,7 @@ def test_masks_are_learned_again_where_something_is_left(
         return weakest_masks(planted, planted_sites, surrogate)
 
     monkeypatch.setattr("rnp_hub.heal.soften", half_heartedly)
-    config = scan_config()
-    config = replace(config, guided=replace(config.guided, filters=0))
-    healed = heal(planted, CLEAN, planted_sites, replace(scanned, trail=None), NO_MASKS, config)
+    healed = healed_without_cutting(planted, planted_sites, scanned)
     assert healed.residual
     assert len(lessons) == SOFTENINGS == 2
     assert lessons[0] < lessons[1]
@@ -288,9 +291,7 @@ def test_where_learning_again_is_too_dear_the_first_masks_stay(
 ) -> None:
     lessons = [weakest_masks(planted, planted_sites, surrogate), None]
     monkeypatch.setattr("rnp_hub.heal.soften", lambda *_: lessons.pop(0))
-    config = scan_config()
-    config = replace(config, guided=replace(config.guided, filters=0))
-    healed = heal(planted, CLEAN, planted_sites, replace(scanned, trail=None), NO_MASKS, config)
+    healed = healed_without_cutting(planted, planted_sites, scanned)
     assert not lessons
     assert healed.masks is not None
     assert healed.residual
