@@ -82,6 +82,19 @@ def test_a_network_is_built_within_what_its_weights_allow(name: str) -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["vgg11_bn", "vgg13_bn"])
+def test_the_smallest_vggs_for_cifar_are_built(name: str) -> None:
+    """What timm builds first has fourteen times their weights, most in layers that they lack."""
+    with torch.device("meta"):
+        plain = timm.create_model(name, num_classes=10)
+    lacking = "pre_logits."
+    stored = {key: each for key, each in plain.state_dict().items() if lacking not in key}
+    weights = {key: torch.empty(each.shape) for key, each in stored.items()}
+    found = Architecture(name, 10).altered_as(weights)
+    assert found is not None
+    assert "no hidden layers before the classifier" in found[1]
+
+
 def test_what_is_counted() -> None:
     allowance = Allowance(values=100, calls=10)
     with within(allowance):

@@ -330,7 +330,7 @@ def _seconds(rows: Sequence[Row]) -> Iterator[str]:
     if not kinds:
         return
     yield "## Seconds\n"
-    yield "Of one core, all threads added up, median over networks of a kind; 500 pictures.\n"
+    yield "Of one core, all threads added up, median over networks of a kind that were measured on processors; 500 pictures.\n"
     yield from _table(
         ("defence", *kinds),
         [
@@ -343,9 +343,11 @@ def _seconds(rows: Sequence[Row]) -> Iterator[str]:
 
 def _median_seconds(rows: Sequence[Row], defence: str, network: str) -> float | None:
     found = [
-        row.seconds
+        row.core_seconds
         for row in tallies.standard(rows)
-        if row.defence == defence and row.victim["network"] == network and row.seconds is not None
+        if row.defence == defence
+        and row.victim["network"] == network
+        and row.core_seconds is not None
     ]
     return median(found) if found else None
 

@@ -281,7 +281,8 @@ class Subject:
 
     def measure(self, pair: Pair, rows: Sequence[Row]) -> Row:
         """Run a defence and measure what it left."""
-        row = replace(_blank(pair), weights=self.weights, twin=self.twin)
+        device = self.studio.compute.describe()
+        row = replace(_blank(pair), weights=self.weights, twin=self.twin, device=device)
         unchanged = replace(row, ca=(self.ca, self.ca), asr=_pair(self.asr, self.asr))
         start, cpu = time.perf_counter(), time.process_time()
         try:
@@ -453,10 +454,10 @@ def _training(victim: Victim, there: set[str]) -> float:
 
 def _seconds(pair: Pair, rows: Sequence[Row]) -> float:
     known = [
-        row.seconds
+        row.core_seconds
         for row in rows
         if row.defence == pair.defence
         and row.victim.get("network") == pair.victim.network
-        and row.seconds is not None
+        and row.core_seconds is not None
     ]
     return median(known) if known else ABOUT[pair.defence].seconds * WEIGHT[pair.victim.network]

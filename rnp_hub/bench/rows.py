@@ -45,6 +45,8 @@ class Row:
         twin: rate at which the network's clean twin gives the target label to the same pictures.
         silenced: filters.
         seconds: of one core, all threads together; `wall` as a clock counts them.
+        device: what it was measured on, see `Compute.describe`; older rows, all of processors, do
+            not say.
         judgement: see `defences.Judgement`.
         error: why the defence failed, and the network is as it was; or why there is no network,
             and no figure.
@@ -63,6 +65,7 @@ class Row:
     silenced: int | None = None
     seconds: float | None = None
     wall: float | None = None
+    device: str | None = None
     judgement: Judgement | None = None
     error: str | None = None
 
@@ -74,6 +77,11 @@ class Row:
     def is_current(self) -> bool:
         """Whether the defence has today's settings."""
         return self.defence in ABOUT and self.version == ABOUT[self.defence].version
+
+    @property
+    def core_seconds(self) -> float | None:
+        """`seconds` where no GPU did the work."""
+        return self.seconds if self.device is None or self.device.startswith("cpu") else None
 
     @property
     def attack(self) -> str | None:

@@ -46,7 +46,7 @@ class Summary:
         cost: mean of max(0, clean accuracy lost) + ASR after.
         ours: the same of our method on the same networks; `None` where it ran on none of them.
         better, attacks: attacks on which ours costs less, of how many (means over networks).
-        seconds: median.
+        seconds: median, of those measured on processors.
     """
 
     defence: str
@@ -77,7 +77,7 @@ def _summary(defence: str, rows: Mapping[str, Row], ours: Mapping[str, Row]) -> 
     shared = [name for name in rows if name in ours]
     theirs_by, ours_by = (_cost_by_attack([of[name] for name in shared]) for of in (rows, ours))
     worst = max(rows.values(), key=_after)
-    seconds = [row.seconds for row in rows.values() if row.seconds is not None]
+    seconds = [row.core_seconds for row in rows.values() if row.core_seconds is not None]
     return Summary(
         defence,
         networks=len(rows),
