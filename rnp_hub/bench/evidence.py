@@ -330,7 +330,8 @@ def _seconds(rows: Sequence[Row]) -> Iterator[str]:
     if not kinds:
         return
     yield "## Seconds\n"
-    yield "Of one core, all threads added up, median over networks of a kind that were measured on processors; 500 pictures.\n"
+    yield "Of one core, all threads added up, 500 pictures; the median over networks of a kind.\n"
+    yield "Rows that a GPU measured do not count here.\n"
     yield from _table(
         ("defence", *kinds),
         [
