@@ -314,11 +314,10 @@ class _Work:
         pixels = as_pixels(self.original, self.clean)[1]
         recovered = self._recovered(found.unlearned, pixels)
         if not found.is_tangible:
-            asked = self.config.prune
-            if found.is_grave:
-                pruned = self._by_masks(recovered, asked)
-            else:
-                pruned = self._forced(recovered, asked, config.soften or SoftenConfig())
+            asked = self.config.prune if found.is_grave else self._cautious
+            # No surrogate says when it is enough: copies of the slice have to stay right too.
+            watched = (config.soften or SoftenConfig()).watched(self.clean)
+            pruned = self._by_masks(recovered, asked, watched)
             return _Found(found.unlearned, recovered, pruned, found)
         healed = self.watch.time(
             "prune",
@@ -363,11 +362,12 @@ class _Work:
             lambda: prune(self.original, recovered, self.clean, asked, self.progress, watched),
         )
 
-    def _forced(self, recovered: Recovered, asked: PruneConfig, copies: SoftenConfig) -> Pruned:
-        """Where the suspicion is not grave: what copies of the slice hardly miss either."""
+    @property
+    def _cautious(self) -> PruneConfig:
+        """Where the suspicion is not grave: what is hardly missed."""
+        asked = self.config.prune
         guard = None if asked.guard is None else FORCED * asked.guard
-        asked = replace(asked, max_ca_drop=FORCED * asked.max_ca_drop, guard=guard)
-        return self._by_masks(recovered, asked, copies.watched(self.clean))
+        return replace(asked, max_ca_drop=FORCED * asked.max_ca_drop, guard=guard)
 
 
 def _check(classifier: Classifier, clean: ImageSet) -> tuple[Site, ...]:

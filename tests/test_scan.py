@@ -93,8 +93,8 @@ def test_a_clean_network_keeps_its_weights(acquitted: Sanitized) -> None:
 def test_masks_spend_less_where_nothing_is_suspected(
     acquitted: Sanitized, monkeypatch: pytest.MonkeyPatch, *, grave: bool
 ) -> None:
-    """With `--force` an eighth of what may be lost, and a twentieth of it by one filter, on the
-    slice and three copies; where the lean is suspicious half, on the slice."""
+    """With `--force` an eighth of what may be lost, and a twentieth of it by one filter; half where
+    the lean is suspicious. Of the slice and three copies, on which a network is not at home."""
     assert acquitted.scanned is not None
     verdict = replace(acquitted.scanned.verdict, backdoored=None if grave else False, leans=grave)
     scanned = replace(acquitted.scanned, verdict=verdict)
@@ -113,13 +113,10 @@ def test_masks_spend_less_where_nothing_is_suspected(
     assert (most, guard) == (
         (0.02, pytest.approx(0.008)) if grave else (0.005, pytest.approx(0.002))
     )
-    if grave:
-        assert watched is None
-    else:
-        assert torch.equal(watched.images[: len(CLEAN)], CLEAN.images)
-        assert torch.equal(watched.labels, CLEAN.labels.repeat(4))
-        copies = watched.images[len(CLEAN) :].split(len(CLEAN))
-        assert all(not torch.equal(copy, CLEAN.images) for copy in copies)
+    assert torch.equal(watched.images[: len(CLEAN)], CLEAN.images)
+    assert torch.equal(watched.labels, CLEAN.labels.repeat(4))
+    copies = watched.images[len(CLEAN) :].split(len(CLEAN))
+    assert all(not torch.equal(copy, CLEAN.images) for copy in copies)
     before = Classifier(Planted(strength=0.0), to_unit, Compute())
     assert result.pruned.accuracies[0] == accuracy(before, CLEAN)
     assert result.pruned.rule == "guarded"
