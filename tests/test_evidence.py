@@ -81,6 +81,19 @@ def test_other_slices_do_not_count_in_the_summaries() -> None:
     assert tallies.summaries([*ROWS, other]) == tallies.summaries(ROWS)
 
 
+def test_what_a_gpu_took_is_no_time_of_a_core() -> None:
+    """Older rows do not say what they were measured on; they are all of processors."""
+    rows = [
+        row("badnets-a", "ft", (0.8, 0.8), (1.0, 0.5)),
+        row("blend-a", "ft", (0.8, 0.8), (1.0, 0.5), seconds=20.0, device="cpu (EPYC, 1 threads)"),
+        row("sig-a", "ft", (0.8, 0.8), (1.0, 0.5), seconds=300.0, device="NVIDIA H200"),
+        row("anp-a", "anp", (0.8, 0.8), (1.0, 0.5), seconds=300.0, device="NVIDIA H200"),
+    ]
+    ft, anp = tallies.summaries(rows)
+    assert (ft.networks, ft.seconds) == (3, 15.0)
+    assert (anp.networks, anp.seconds) == (1, None)
+
+
 def test_the_verdicts() -> None:
     found = tallies.verdicts(ROWS)
     assert found is not None

@@ -80,6 +80,7 @@ def test_each_pair_leaves_a_line_and_is_not_measured_again(studio: Studio, tmp_p
     assert none.asr[0] == none.asr[1] == none.twin
     assert (none.victim["attack"], none.n, none.seed) == ("badnets", 60, 0)
     assert len(none.weights) == 12
+    assert none.device == Compute().describe()
     assert clean.asr is clean.twin is None
     # It follows `ours`, which was not run: the row says so and shows the network as it was.
     assert "ours" in str(random.error)
