@@ -115,7 +115,8 @@ class Architecture:
         Raises:
             ModelError: as for `build`, or a tensor is missing, left over or of another shape.
         """
-        allowance = Allowance.of(weights)
+        lacking = cifar.lacking(self.name) if self.stem == cifar.NAME else 0
+        allowance = Allowance.of(weights, lacking)
         if self.library == "transformers" and not self.edits:
             return transformers_io.fill(self.args, weights, shown, allowance)
         module = self.build(allowance).float()
@@ -134,7 +135,8 @@ class Architecture:
             return None  # and no network needs to be built to know
         arguments = cifar.arguments(self.name, weights)
         arguments = {**self.args, **arguments}
-        plain = _create(self.name, self.classes, arguments, Allowance.of(weights))
+        allowance = Allowance.of(weights, cifar.lacking(self.name))
+        plain = _create(self.name, self.classes, arguments, allowance)
         if not cifar.recognised(plain, weights):
             return None
         note = (

@@ -26,6 +26,9 @@ from rnp_hub.network import put
 NAME = "cifar"
 """Of the recipe, where a `config.json` says `stem`."""
 
+VGG_HIDDEN = 7 * 7 * 512 * 4096 + 4096 * 4096 + 2 * 4096
+"""Values in the hidden layers of a VGG."""
+
 _DENSE_STEM, _DENSE_NORM, _DENSE_POOL = "features.conv0", "features.norm0", "features.pool0"
 
 
@@ -46,6 +49,11 @@ def possible(name: str, weights: Mapping[str, Tensor]) -> bool:
     if name.startswith("vgg") or not isinstance(first, str) or stored is None:
         return True
     return stored.shape[2:] == (3, 3)
+
+
+def lacking(name: str) -> int:
+    """How many values an altered network lacks that the plain one is built with."""
+    return VGG_HIDDEN if name.startswith("vgg") else 0
 
 
 def recognised(module: nn.Module, weights: Mapping[str, Tensor]) -> bool:

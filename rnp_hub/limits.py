@@ -35,11 +35,10 @@ MAX_WORDS = 2**20
 MAX_ENTRIES = 4096
 """Values among the arguments of an architecture."""
 
-SHARE, ROOM = 8, 2**27
+SHARE, ROOM = 8, 2**24
 """Values that building may make: `SHARE` for each one that is stored, and `ROOM` more. Of 96
 networks, one of each kind in timm, the most spendthrift made 4.0 for each, and no other above 2.3;
-the smaller network of slimming is cut out of the full one, and a VGG for pictures of 32 pixels out
-of one with 124 million values in hidden layers that it lacks: that is the room, half a gibibyte."""
+the smaller network of slimming is cut out of the full one."""
 
 CALLS, ROOM_FOR_CALLS = 32, 2**11
 """Operations that building may take: `CALLS` for each tensor that is stored, and so many more. Of
@@ -96,10 +95,10 @@ class Allowance:
     calls: int
 
     @staticmethod
-    def of(weights: Mapping[str, Tensor]) -> Allowance:
-        """For a network with these weights."""
-        stored = sum(map(_stored, weights.values()))
-        return Allowance(SHARE * stored + ROOM, CALLS * len(weights) + ROOM_FOR_CALLS)
+    def of(weights: Mapping[str, Tensor], lacking: int = 0) -> Allowance:
+        """For a network with these weights, built with `lacking` values that are dropped again."""
+        values = SHARE * sum(map(_stored, weights.values())) + ROOM + lacking
+        return Allowance(values, CALLS * len(weights) + ROOM_FOR_CALLS)
 
     @staticmethod
     def of_bytes(size: int) -> Allowance:

@@ -316,7 +316,9 @@ class _Work:
         if not found.is_tangible:
             asked = self.config.prune if found.is_grave else self._cautious
             # No surrogate says when it is enough: copies of the slice have to stay right too.
-            watched = (config.soften or SoftenConfig()).watched(self.clean)
+            settings = self.config.unlearn
+            copies = config.soften or SoftenConfig(flip=settings.flip, seed=settings.seed)
+            watched = copies.watched(self.clean)
             pruned = self._by_masks(recovered, asked, watched)
             return _Found(found.unlearned, recovered, pruned, found)
         healed = self.watch.time(

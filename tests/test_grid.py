@@ -33,7 +33,7 @@ from rnp_hub.compute import Compute
 from rnp_hub.data import DataConfig, Target, load
 from rnp_hub.errors import ConfigError
 from rnp_hub.triggers import stamp
-from tests.models import invoke
+from tests.models import ROOT, invoke
 
 CLEAN = Victim("tiny")
 POISONED = replace(CLEAN, attack="badnets", target=2, tuned=True)
@@ -173,6 +173,13 @@ def test_a_choice_of_the_grid() -> None:
     assert Choice(defences=["forced"], slices=True).pairs() == [], "none of these is clean"
     assert len(slices) == 3 * len(SLICES)
     assert {pair.draw.n for pair in slices} == {50, 100, 250, 500, 1000}
+
+
+def test_every_network_of_the_log_can_be_made_again() -> None:
+    made = {victim.name for victim in GRID}
+    kept = read(ROOT / "docs" / "evidence" / "grid.jsonl")
+    assert {row.name for row in kept} - made == set()
+    assert len(made) == len(GRID)
 
 
 def test_a_plan_counts_what_is_missing(tmp_path: Path) -> None:

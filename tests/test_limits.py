@@ -86,13 +86,16 @@ def test_a_network_is_built_within_what_its_weights_allow(name: str) -> None:
 def test_the_smallest_vggs_for_cifar_are_built(name: str) -> None:
     """What timm builds first has fourteen times their weights, most in layers that they lack."""
     with torch.device("meta"):
-        plain = timm.create_model(name, num_classes=10)
-    lacking = "pre_logits."
-    stored = {key: each for key, each in plain.state_dict().items() if lacking not in key}
-    weights = {key: torch.empty(each.shape) for key, each in stored.items()}
+        features = timm.create_model(name, num_classes=10).features.state_dict()
+    shapes = {f"features.{key}": each.shape for key, each in features.items()}
+    shapes |= {"head.fc.weight": torch.Size([10, 512]), "head.fc.bias": torch.Size([10])}
+    weights = {key: torch.ones(shape) for key, shape in shapes.items()}
     found = Architecture(name, 10).altered_as(weights)
     assert found is not None
     assert "no hidden layers before the classifier" in found[1]
+    filled = found[0].fill(weights, "it").state_dict()
+    assert {key: each.shape for key, each in filled.items()} == shapes
+    assert all(each.unique().tolist() == [1] for each in filled.values())
 
 
 def test_what_is_counted() -> None:

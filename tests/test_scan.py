@@ -18,6 +18,7 @@ from rnp_hub.network import Classifier, ImageSet, to_unit_range
 from rnp_hub.prune import Pruned, prune
 from rnp_hub.recover import Recovered, recover
 from rnp_hub.scan import _labels, as_pixels
+from rnp_hub.soften import SoftenConfig
 from rnp_hub.surrogate import SurrogateConfig
 from rnp_hub.unlearn import Unlearned
 from tests.networks import Planted, stripes, to_unit
@@ -89,9 +90,9 @@ def test_a_clean_network_keeps_its_weights(acquitted: Sanitized) -> None:
     )
 
 
-@pytest.mark.parametrize("grave", [False, True])
+@pytest.mark.parametrize(("grave", "soften"), [(False, True), (True, True), (True, False)])
 def test_masks_spend_less_where_nothing_is_suspected(
-    acquitted: Sanitized, monkeypatch: pytest.MonkeyPatch, *, grave: bool
+    acquitted: Sanitized, monkeypatch: pytest.MonkeyPatch, *, grave: bool, soften: bool
 ) -> None:
     """With `--force` an eighth of what may be lost, and a twentieth of it by one filter; half where
     the lean is suspicious. Of the slice and three copies, on which a network is not at home."""
@@ -107,12 +108,16 @@ def test_masks_spend_less_where_nothing_is_suspected(
 
     monkeypatch.setattr("rnp_hub.method.scan", lambda *_: scanned)
     monkeypatch.setattr("rnp_hub.method.prune", noted)
-    config = rnp_hub.SanitizeConfig.of(flip=False, max_ca_drop=0.04, force=not grave)
+    config = rnp_hub.SanitizeConfig.of(
+        seed=3, flip=False, max_ca_drop=0.04, force=not grave, soften=soften
+    )
     result = sanitized(Planted(strength=0.0), CLEAN, config)
     ((watched, most, guard),) = asked
     assert (most, guard) == (
         (0.02, pytest.approx(0.008)) if grave else (0.005, pytest.approx(0.002))
     )
+    expected = SoftenConfig(flip=False, seed=3).watched(CLEAN)
+    assert torch.equal(watched.images, expected.images)
     assert torch.equal(watched.images[: len(CLEAN)], CLEAN.images)
     assert torch.equal(watched.labels, CLEAN.labels.repeat(4))
     copies = watched.images[len(CLEAN) :].split(len(CLEAN))

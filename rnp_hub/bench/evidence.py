@@ -326,7 +326,8 @@ def _range(values: Sequence[float]) -> str:
 
 
 def _seconds(rows: Sequence[Row]) -> Iterator[str]:
-    kinds = list(dict.fromkeys(str(row.victim["network"]) for row in tallies.standard(rows)))
+    timed = [row for row in tallies.standard(rows) if row.core_seconds]
+    kinds = list(dict.fromkeys(str(row.victim["network"]) for row in timed))
     if not kinds:
         return
     yield "## Seconds\n"

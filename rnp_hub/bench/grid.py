@@ -96,7 +96,11 @@ def _short() -> Iterator[Victim]:
     """The network of the short training, poisoned in three epochs and from the first epoch on."""
     yield from _with(replace(_SHORT, tuned=True), ["badnets", "blend", "sig", "trojan", "filter"])
     yield from _with(_SHORT, ["badnets", "trojan", "sig", "dynamic", "blend", "cl", "wanet"])
-    yield from _with(_SHORT, ["blend-photo"])  # which too seldom works where it is tuned in
+    yield from _with(_SHORT, ["blend-photo"])
+    for seed, attacks in ((11, ["trojan", "blend", "sig"]), (12, ["filter", "trojan"])):
+        clean = replace(_SHORT, seed=seed, tuned=True)
+        yield clean
+        yield from _with(clean, attacks)
 
 
 def _from_scratch() -> Iterator[Victim]:
@@ -111,7 +115,18 @@ def _half() -> Iterator[Victim]:
     base = Victim("resnet18-half")
     yield base
     yield from _with(base, ["wanet", "trojan", "sig", "cl", "dynamic"])
-    yield from _with(replace(base, tuned=True), _ELSEWHERE)
+    yield from _with(replace(base, tuned=True), [*_ELSEWHERE, "trojan", "filter"])
+
+
+def _full() -> Iterator[Victim]:
+    """The paper's width, poisoned from the first epoch on and in three; a second training."""
+    base = Victim("resnet18")
+    yield from _with(base, ["sig", "cl", "wanet"])
+    attacks = ["trojan", "filter", "sig", "awp", "blend-photo", "lira"]
+    yield from _with(replace(base, tuned=True), attacks)
+    yield replace(base, seed=1)
+    second = replace(base, seed=1, tuned=True)
+    yield from _with(second, ["badnets", "trojan", "blend", "filter", "sig"])
 
 
 def _others() -> Iterator[Victim]:
@@ -124,7 +139,7 @@ def _others() -> Iterator[Victim]:
 
 
 GRID: tuple[Victim, ...] = (
-    *_small(), *_controls(), *_later(), *_short(), *_half(), *_from_scratch(), *_others(),
+    *_small(), *_controls(), *_later(), *_short(), *_half(), *_from_scratch(), *_others(), *_full(),
 )  # fmt: skip
 """All networks, the most important first."""
 
