@@ -90,12 +90,21 @@ def test_a_clean_network_keeps_its_weights(acquitted: Sanitized) -> None:
     )
 
 
-@pytest.mark.parametrize(("grave", "soften"), [(False, True), (True, True), (True, False)])
+@pytest.mark.parametrize(
+    ("grave", "competent", "soften"),
+    [(False, True, True), (True, True, True), (True, False, True), (True, False, False)],
+)
 def test_masks_spend_less_where_nothing_is_suspected(
-    acquitted: Sanitized, monkeypatch: pytest.MonkeyPatch, *, grave: bool, soften: bool
+    acquitted: Sanitized,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    grave: bool,
+    competent: bool,
+    soften: bool,
 ) -> None:
     """With `--force` an eighth of what may be lost, and a twentieth of it by one filter; half where
-    the lean is suspicious. Of the slice and three copies, on which a network is not at home."""
+    the lean is suspicious. Of the slice and three copies, on which a network is not at home, unless
+    the lean is suspicious of one that knows the slice."""
     assert acquitted.scanned is not None
     verdict = replace(acquitted.scanned.verdict, backdoored=None if grave else False, leans=grave)
     scanned = replace(acquitted.scanned, verdict=verdict)
@@ -108,6 +117,7 @@ def test_masks_spend_less_where_nothing_is_suspected(
 
     monkeypatch.setattr("rnp_hub.method.scan", lambda *_: scanned)
     monkeypatch.setattr("rnp_hub.method.prune", noted)
+    monkeypatch.setattr("rnp_hub.method.COMPETENT", 0.0 if competent else 1.1)
     config = rnp_hub.SanitizeConfig.of(
         seed=3, flip=False, max_ca_drop=0.04, force=not grave, soften=soften
     )
@@ -116,12 +126,15 @@ def test_masks_spend_less_where_nothing_is_suspected(
     assert (most, guard) == (
         (0.02, pytest.approx(0.008)) if grave else (0.005, pytest.approx(0.002))
     )
-    expected = SoftenConfig(flip=False, seed=3).watched(CLEAN)
-    assert torch.equal(watched.images, expected.images)
-    assert torch.equal(watched.images[: len(CLEAN)], CLEAN.images)
-    assert torch.equal(watched.labels, CLEAN.labels.repeat(4))
-    copies = watched.images[len(CLEAN) :].split(len(CLEAN))
-    assert all(not torch.equal(copy, CLEAN.images) for copy in copies)
+    if grave and competent:
+        assert watched is None
+    else:
+        expected = SoftenConfig(flip=False, seed=3).watched(CLEAN)
+        assert torch.equal(watched.images, expected.images)
+        assert torch.equal(watched.images[: len(CLEAN)], CLEAN.images)
+        assert torch.equal(watched.labels, CLEAN.labels.repeat(4))
+        copies = watched.images[len(CLEAN) :].split(len(CLEAN))
+        assert all(not torch.equal(copy, CLEAN.images) for copy in copies)
     before = Classifier(Planted(strength=0.0), to_unit, Compute())
     assert result.pruned.accuracies[0] == accuracy(before, CLEAN)
     assert result.pruned.rule == "guarded"
