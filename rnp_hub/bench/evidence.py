@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, TypeVar
 
 from rnp_hub.bench import tallies
 from rnp_hub.bench.defences import ABOUT
 from rnp_hub.bench.oracle import ANP_BEST
-from rnp_hub.bench.rows import WORKS, Row, read
+from rnp_hub.bench.rows import WORKS, Row, median_seconds, read
 from rnp_hub.bench.tables import between, line, table
 from rnp_hub.bench.tallies import OURS
 from rnp_hub.errors import ConfigError
@@ -326,7 +325,11 @@ def _range(values: Sequence[float]) -> str:
 
 
 def _seconds(rows: Sequence[Row]) -> Iterator[str]:
-    timed = [row for row in tallies.standard(rows) if row.core_seconds]
+    timed = [
+        row
+        for row in tallies.standard(rows)
+        if row.core_seconds is not None and row.defence not in ("none", ANP_BEST)
+    ]
     kinds = list(dict.fromkeys(str(row.victim["network"]) for row in timed))
     if not kinds:
         return
@@ -336,22 +339,17 @@ def _seconds(rows: Sequence[Row]) -> Iterator[str]:
     yield from _table(
         ("defence", *kinds),
         [
-            (f"`{name}`", *(_whole(_median_seconds(rows, name, kind)) for kind in kinds))
+            (f"`{name}`", *(_whole(_median_of(timed, name, kind)) for kind in kinds))
             for name in ABOUT
             if name not in ("none", ANP_BEST)
         ],
     )
 
 
-def _median_seconds(rows: Sequence[Row], defence: str, network: str) -> float | None:
-    found = [
-        row.core_seconds
-        for row in tallies.standard(rows)
-        if row.defence == defence
-        and row.victim["network"] == network
-        and row.core_seconds is not None
-    ]
-    return median(found) if found else None
+def _median_of(rows: Sequence[Row], defence: str, network: str) -> float | None:
+    return median_seconds(
+        row for row in rows if row.defence == defence and row.victim["network"] == network
+    )
 
 
 def _troubles(rows: Sequence[Row]) -> Iterator[str]:

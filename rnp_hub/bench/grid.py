@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from statistics import median
 
 import torch
 from torch import nn
@@ -21,7 +20,7 @@ from torch import nn
 from rnp_hub.bench.anp import adversarial_masks
 from rnp_hub.bench.defences import ABOUT, DEFENCES, FORCED, RANDOM, Defended, random_filters
 from rnp_hub.bench.oracle import ANP_BEST, anp_best
-from rnp_hub.bench.rows import Key, Row, append, read
+from rnp_hub.bench.rows import Key, Row, append, median_seconds, read
 from rnp_hub.bench.victims import CLASSES, PREPROCESS, STYLES, TUNED_EPOCHS, Studio, Trained, Victim
 from rnp_hub.compute import Compute
 from rnp_hub.data import DataConfig, Target, load
@@ -93,10 +92,10 @@ def _controls() -> Iterator[Victim]:
 
 
 def _short() -> Iterator[Victim]:
-    """The network of the short training, poisoned in three epochs and from the first epoch on."""
+    """Networks of the short training, poisoned in three epochs and from the first epoch on."""
     yield from _with(replace(_SHORT, tuned=True), ["badnets", "blend", "sig", "trojan", "filter"])
-    yield from _with(_SHORT, ["badnets", "trojan", "sig", "dynamic", "blend", "cl", "wanet"])
-    yield from _with(_SHORT, ["blend-photo"])
+    scratch = ["badnets", "trojan", "sig", "dynamic", "blend", "cl", "wanet", "blend-photo"]
+    yield from _with(_SHORT, scratch)
     for seed, attacks in ((11, ["trojan", "blend", "sig"]), (12, ["filter", "trojan"])):
         clean = replace(_SHORT, seed=seed, tuned=True)
         yield clean
@@ -469,11 +468,8 @@ def _training(victim: Victim, there: set[str]) -> float:
 
 
 def _seconds(pair: Pair, rows: Sequence[Row]) -> float:
-    known = [
-        row.core_seconds
-        for row in rows
-        if row.defence == pair.defence
-        and row.victim.get("network") == pair.victim.network
-        and row.core_seconds is not None
-    ]
-    return median(known) if known else ABOUT[pair.defence].seconds * WEIGHT[pair.victim.network]
+    defence, network = pair.defence, pair.victim.network
+    known = median_seconds(
+        row for row in rows if row.defence == defence and row.victim.get("network") == network
+    )
+    return ABOUT[defence].seconds * WEIGHT[network] if known is None else known

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -103,6 +104,12 @@ class Row:
     def cost(self) -> float:
         """max(0, clean accuracy lost) + ASR after: what a defence shall make small."""
         return max(0.0, self.drop) + (self.asr[1].value if self.asr else 0.0)
+
+
+def median_seconds(rows: Iterable[Row]) -> float | None:
+    """Of one core, over the rows that say so; `None` where none does."""
+    found = [row.core_seconds for row in rows if row.core_seconds is not None]
+    return median(found) if found else None
 
 
 def read(log: Path) -> list[Row]:

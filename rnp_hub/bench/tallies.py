@@ -6,14 +6,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import fmean, median
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rnp_hub.bench.defences import ABOUT, FORCED
 from rnp_hub.bench.oracle import ANP_BEST
-from rnp_hub.bench.rows import Row
+from rnp_hub.bench.rows import Row, median_seconds
 from rnp_hub.evaluate import Rate
 
 OURS = "ours"
@@ -77,7 +77,6 @@ def _summary(defence: str, rows: Mapping[str, Row], ours: Mapping[str, Row]) -> 
     shared = [name for name in rows if name in ours]
     theirs_by, ours_by = (_cost_by_attack([of[name] for name in shared]) for of in (rows, ours))
     worst = max(rows.values(), key=_after)
-    seconds = [row.core_seconds for row in rows.values() if row.core_seconds is not None]
     return Summary(
         defence,
         networks=len(rows),
@@ -91,7 +90,7 @@ def _summary(defence: str, rows: Mapping[str, Row], ours: Mapping[str, Row]) -> 
         ours=fmean(ours[name].cost for name in shared) if shared else None,
         better=sum(ours_by[attack] < theirs_by[attack] for attack in theirs_by),
         attacks=len(theirs_by),
-        seconds=median(seconds) if seconds else None,
+        seconds=median_seconds(rows.values()),
     )
 
 
