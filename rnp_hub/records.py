@@ -34,6 +34,7 @@ UNITS = {
     "ripple": "grey levels",
     "warp": "pixels",
     "colour": "grey levels",
+    "blend": "grey levels",
 }
 """In what the norm of a surrogate is given, by its kind."""
 

@@ -3,10 +3,10 @@
 A backdoor that was tuned into a finished network is spread over filters which that network needs.
 Cutting them costs what it gains; giving every filter a mask, and learning all masks together, does
 not. As in RNP's second step only the masks move, one number a filter, so that a few hundred clean
-pictures are enough; but what they are learned on is the original network, and the task is to answer
-pictures with a surrogate trigger as the same pictures without it, and clean ones as before. The
-surrogates are learned on meanwhile, against the masks: else the next best trigger would stay (the
-objective of Wu and Wang 2021, *ANP*, and of Zeng et al. 2022, *I-BAU*, over masks alone).
+pictures are enough; but what they are learned on is the original network, and the task is to give
+pictures with a surrogate trigger any label but the suspected one, and clean ones that of before.
+The surrogates are learned on meanwhile, against the masks: else the next best trigger would stay
+(the game of Wu and Wang 2021, *ANP*, and of Zeng et al. 2022, *I-BAU*, over masks alone).
 
 A mask is multiplied into the weights, so that the network keeps its architecture and its size.
 """
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from rnp_hub.compute import seeded
 from rnp_hub.evaluate import accuracy
@@ -128,6 +129,15 @@ def moved(masks: Masks) -> int:
     return sum(int(((mask > 0) & ((mask - 1).abs() > 0.01)).sum()) for mask in masks.values())
 
 
+def led_to(logits: Tensor, label: int) -> Tensor:
+    """How surely pictures are led to a label, -log(1 - p) in nats a picture, mean over (n, classes).
+
+    Where it is not the label, any answer will do: what a trigger hides, masks cannot bring back.
+    """
+    others = logits.index_fill(1, torch.tensor(label, device=logits.device), float("-inf"))
+    return F.softplus(logits[:, label] - others.logsumexp(1)).mean()
+
+
 def _stays(sites: Sequence[Site], silenced: Sequence[tuple[str, int]]) -> Masks:
     """0 for each silenced filter, 1 for the others."""
     stays = {site: torch.ones(site.filters) for site in sites}
@@ -156,7 +166,6 @@ class _Lesson:
         self.clean, self.others = around(clean, self.generator, flip=config.flip), others
         self.drawn = self.generator.get_state()
         self.answers = logits_of_all(work, self.clean).log_softmax(1)
-        self.wanted = logits_of_all(work, others).log_softmax(1)
 
     def learn(self, weight: float) -> Masks:
         self.generator.set_state(self.drawn)
@@ -206,7 +215,7 @@ class _Lesson:
         ]
         logits = self.work.logits(torch.cat((self.clean[index], *laid))).log_softmax(1)
         kept = divergence(logits[: len(index)], self.answers[index])
-        return kept + weight * divergence(logits[len(index) :], self.wanted[other])
+        return kept + weight * led_to(logits[len(index) :], self.label)
 
     def _some(self, among: int, count: int) -> Tensor:
         return torch.randperm(among, generator=self.generator)[:count]

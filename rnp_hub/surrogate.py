@@ -37,7 +37,8 @@ class SurrogateConfig:
     """How to reconstruct triggers.
 
     Attributes:
-        kinds: some of `KINDS`.
+        kinds: some of `KINDS`, by which a network is judged.
+        besides: others, by which what is convicted is healed too: clean networks have them.
         steps: updates of one surrogate.
         batch_size: pictures per update.
         labels: labels looked at, at most: the suspects and as many others, to compare with.
@@ -45,6 +46,7 @@ class SurrogateConfig:
     """
 
     kinds: tuple[str, ...] = ("patch", "additive", "wave", "ripple", "warp", "colour")
+    besides: tuple[str, ...] = ("blend",)
     steps: int = 30
     batch_size: int = 32
     labels: int = 10

@@ -13,6 +13,9 @@
 - `warp`: a smooth displacement, as of WaNet; 0.6 of 32 pixels.
 - `colour`: a linear filter of 3 × 3 pixels and all channels, as of a photo app; 24 grey levels.
   It begins at the best of a bank of tints.
+- `blend`: a blurred picture of 8 × 8 points, blended in at 0.2 as Chen et al. (2017) do it. Of a
+  photograph the low frequencies of all colours together tell the network most, which neither few
+  waves nor an additive pattern of that loudness are.
 
 docs/method.md says what the budgets were chosen on.
 """
@@ -306,6 +309,37 @@ class Colour(Trigger):
         return float(_rms(self._laid(seen) - seen))
 
 
+class Blend(Trigger):
+    """A blurred picture, blended in."""
+
+    SHARE, POINTS = 0.2, 8
+    rates = (20.0,)
+    scales = (None,)
+
+    def __init__(self, shape: Sequence[int], generator: torch.Generator) -> None:
+        self.size = tuple(shape[1:])
+        points = (1, shape[0], self.POINTS, self.POINTS)
+        super().__init__(127.5 + 30 * torch.randn(points, generator=generator))
+
+    def picture(self) -> Tensor:
+        """(1, C, H, W), in [0, 255]."""
+        points = self.weights[0]
+        blurred = F.interpolate(points, size=self.size, mode="bicubic", align_corners=True)
+        return blurred.clamp(0, 255)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return (1 - self.SHARE) * images + self.SHARE * self.picture()
+
+    @torch.no_grad()
+    def project(self, factor: float) -> None:  # noqa: ARG002
+        self.weights[0].clamp_(0, 255)
+
+    @torch.no_grad()
+    def norm(self) -> float:
+        """Root mean square of what it adds to a grey picture."""
+        return self.SHARE * float(_rms(self.picture() - 127.5))
+
+
 KINDS: Mapping[str, Any] = {
     "patch": Patch,
     "additive": Additive,
@@ -313,6 +347,7 @@ KINDS: Mapping[str, Any] = {
     "ripple": Ripple,
     "warp": Warp,
     "colour": Colour,
+    "blend": Blend,
 }
 """Kinds of surrogates by name."""
 

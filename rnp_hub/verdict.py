@@ -116,16 +116,27 @@ def suspicion(found: Mapping[str, Mapping[int, Surrogate]], unit: float) -> Susp
         ((gap / NATURAL.get(each.kind, 1.0), each) for gap, each in gaps),
         key=lambda pair: (pair[0], pair[1].margin),
     )
-    # Another kind that is ahead shows the same backdoor, and not what every network has. That is
-    # not divided: only one label in ten has the ripple that leads furthest.
-    live = [
-        each
-        for own, each in gaps
-        if each.label == leader.label
-        and (each is leader or (own >= CLEAN and each.asr.value >= LIVE))
-    ]
+    live = [leader, *(each for each in telling(found, leader.label, unit) if each is not leader)]
     live.sort(key=lambda each: each.margin, reverse=True)
     return Suspicion(leader.label, leader.kind, gap, tuple(live))
+
+
+def telling(
+    found: Mapping[str, Mapping[int, Surrogate]], label: int, unit: float
+) -> list[Surrogate]:
+    """The surrogates for a label that work and are ahead of all others of their kind.
+
+    Such show the same backdoor, and not what every network has. How far they are ahead is not
+    divided: only one label in ten has the ripple that leads furthest.
+    """
+    return [
+        by_label[label]
+        for by_label in found.values()
+        if label in by_label
+        and len(by_label) > 1
+        and by_label[label].asr.value >= LIVE
+        and ahead(by_label[label], by_label.values(), unit) >= CLEAN
+    ]
 
 
 def ahead(surrogate: Surrogate, every: Iterable[Surrogate], unit: float) -> float:
@@ -180,4 +191,4 @@ def stands_out(fresh: Surrogate, others: Sequence[Surrogate], unit: float) -> bo
 
 def is_doubtful(fresh: Surrogate) -> bool:
     """Whether a surrogate works on half the pictures, and is not of a kind that always does."""
-    return fresh.asr.value >= WORKING and fresh.kind not in NATURAL
+    return fresh.asr.value >= WORKING and fresh.kind not in (*NATURAL, "blend")
