@@ -52,7 +52,7 @@ class SoftenConfig:
         seed: of the pictures.
     """
 
-    weights: tuple[float, ...] = (0.2, 0.1, 0.03)
+    weights: tuple[float, ...] = (0.2, 0.14, 0.1, 0.06, 0.03)
     learning_rate: float = 0.05
     steps: int = 100
     every: int = 10
@@ -130,7 +130,7 @@ def moved(masks: Masks) -> int:
 
 
 def led_to(logits: Tensor, label: int) -> Tensor:
-    """How surely pictures are led to a label, -log(1 - p) in nats a picture, mean over (n, classes).
+    """How surely pictures (n, classes) are led to a label: the mean of -log(1 - p), in nats.
 
     Where it is not the label, any answer will do: what a trigger hides, masks cannot bring back.
     """

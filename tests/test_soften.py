@@ -19,7 +19,7 @@ from rnp_hub.network import Classifier
 from rnp_hub.recover import Recovered
 from rnp_hub.scan import ScanConfig, Scanned, scan
 from rnp_hub.sites import Site, gate_sites
-from rnp_hub.soften import Masks, SoftenConfig, masked_copy, moved, soften
+from rnp_hub.soften import Masks, SoftenConfig, led_to, masked_copy, moved, soften
 from rnp_hub.surrogate import Halves, Surrogate, SurrogateConfig, again, reconstruct
 from rnp_hub.trigger_kinds import Trigger
 from tests.networks import SmallResNet, randomised, stripes
@@ -55,6 +55,18 @@ def test_weights_times_a_mask_are_the_gate() -> None:
     assert {site.kind for site in masks} == {"norm", "output", "input"}
     assert torch.allclose(module(x), gated, rtol=0, atol=1e-12)
     assert not torch.allclose(plain, gated, atol=0.01)
+
+
+def test_being_led_is_the_likelihood_of_another_label() -> None:
+    """And has a slope where the label is as good as certain."""
+    logits = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = -torch.log(1 - logits.softmax(1)[:, 2]).mean()
+    assert led_to(logits, 2).item() == pytest.approx(expected.item(), rel=1e-12)
+
+    certain = torch.tensor([[0.0, 90.0, 0.0]], requires_grad=True)
+    led_to(certain, 1).backward()
+    assert certain.grad is not None
+    assert certain.grad.tolist() == [[-0.5, 1.0, -0.5]]
 
 
 def test_the_trigger_dies_and_the_clean_task_lives(

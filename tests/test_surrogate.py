@@ -26,7 +26,7 @@ from rnp_hub.surrogate import (
     reconstruct,
     without,
 )
-from rnp_hub.trigger_kinds import KINDS, Additive, Colour, Patch, Ripple, Trigger, Warp, Wave
+from rnp_hub.trigger_kinds import KINDS, Additive, Blend, Colour, Patch, Ripple, Trigger, Warp, Wave
 from tests.networks import stripes, to_unit
 
 SHAPE = (3, 16, 16)
@@ -240,6 +240,35 @@ def test_a_tint_is_found_that_no_descent_leads_to(halves: Halves) -> None:
     assert found[2].asr.value == 0.0
 
 
+class Blended(torch.nn.Module):
+    """Label 1 for pictures that a cross is blended into, green on magenta."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        cross = torch.full(SHAPE[1:], -1.0)
+        cross[4:12] = cross[:, 4:12] = 1
+        shown = (255 * images * torch.stack((-cross, cross, -cross))).mean((1, 2, 3))
+        # Of the pictures -10 at most; the blend adds up to 25, an additive pattern up to 8.
+        fires = (shown - 4) / 10
+        return torch.stack((torch.zeros_like(fires), fires, torch.full_like(fires, -5)), 1)
+
+
+def test_a_picture_that_is_blended_in_is_found(halves: Halves) -> None:
+    """An additive pattern is too faint for it, a wave of one colour too narrow."""
+    kinds = ("blend", "additive", "wave")
+    found = reconstruct(Classifier(Blended(), to_unit), halves, range(3), SurrogateConfig(kinds))
+    assert found["blend"][1].asr.value > 0.9
+    assert found["blend"][2].asr.value == 0.0
+    assert max(found[kind][1].asr.value for kind in ("additive", "wave")) < 0.5
+
+
+def test_a_blend_shows_a_fifth_of_a_picture() -> None:
+    blend = Blend(SHAPE, seeded(0))
+    with torch.no_grad():
+        blend.weights[0].fill_(255)
+    assert blend(torch.full((2, *SHAPE), 100.0)).round().unique().tolist() == [131]
+    assert blend.norm() == pytest.approx(25.5)
+
+
 def test_a_planted_backdoor_stands_out(planted: Classifier, halves: Halves) -> None:
     config = SurrogateConfig(kinds=("patch",))
     found = reconstruct(planted, halves, range(4), config)["patch"]
@@ -306,6 +335,7 @@ def test_a_chased_trigger_comes_closer_and_the_old_one_stays(
         ("ripple", 30.0),
         ("warp", 0.6 * 16 / 32),
         ("colour", 24.0),
+        ("blend", 0.2 * 127.5),
     ],
 )
 def test_a_chased_trigger_stays_within_its_budget(

@@ -14,7 +14,7 @@ from rnp_hub.network import Classifier, to_unit_range
 from rnp_hub.surrogate import Surrogate
 from rnp_hub.trigger_kinds import Patch
 from rnp_hub.unlearn import Unlearned
-from rnp_hub.verdict import judge, stands_out, suspicion
+from rnp_hub.verdict import is_doubtful, judge, stands_out, suspicion, telling
 
 UNIT = 4.0
 
@@ -76,6 +76,24 @@ def test_what_hardly_works_is_not_followed() -> None:
     suspected = suspicion(surrogates, UNIT)
     assert suspected is not None
     assert [each.kind for each in suspected.surrogates] == ["patch"]
+
+
+def test_what_healing_ends_besides_has_to_work_and_lead_too() -> None:
+    surrogates = found(patch=[5.0, 0.0], blend=[4.9, 4.0], warp=[1.0, 2.0], colour=[3.0, 0.0])
+    surrogates["colour"][0] = surrogate("colour", 0, 3.0, asr=0.29)
+    surrogates["wave"] = {0: surrogate("wave", 0, 5.0)}
+    assert [each.kind for each in telling(surrogates, 0, UNIT)] == ["patch", "blend"]
+    assert telling(surrogates, 7, UNIT) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "asr", "doubtful"),
+    [("patch", 0.5, True), ("patch", 0.49, False), ("ripple", 1.0, False), ("blend", 1.0, False)],
+)
+def test_there_is_doubt_where_clean_networks_have_no_such(
+    kind: str, asr: float, doubtful: bool
+) -> None:
+    assert is_doubtful(surrogate(kind, 0, 1.0, asr)) is doubtful
 
 
 def test_one_that_fails_stands_out_nowhere() -> None:
