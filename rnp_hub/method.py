@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from rnp_hub.compute import Compute, mark_memory, peak_since_mark_mib
 from rnp_hub.errors import ConfigError, DataError
-from rnp_hub.evaluate import accuracy
 from rnp_hub.guided import GuidedConfig
 from rnp_hub.heal import MAX_MASK, Healed, heal, reviewed
 from rnp_hub.hooks import scale
@@ -38,7 +37,6 @@ from rnp_hub.slim import EXAMPLES, Optimize, Slimmed, slim
 from rnp_hub.soften import SoftenConfig
 from rnp_hub.surrogate import SurrogateConfig
 from rnp_hub.unlearn import UnlearnConfig, Unlearned, unlearn
-from rnp_hub.verdict import COMPETENT
 
 RECIPES = ("default", "reference", "paper")
 GUARD = 0.2
@@ -317,7 +315,7 @@ class _Work:
         recovered = self._recovered(found.unlearned, pixels)
         if not found.is_tangible:
             asked = self.config.prune if found.is_grave else self._cautious
-            watched = self._copies if self._is_easily_blamed(found) else None
+            watched = None if found.is_grave else self._copies
             pruned = self._by_masks(recovered, asked, watched)
             return _Found(found.unlearned, recovered, pruned, found)
         healed = self.watch.time(
@@ -363,13 +361,9 @@ class _Work:
             lambda: prune(self.original, recovered, self.clean, asked, self.progress, watched),
         )
 
-    def _is_easily_blamed(self, found: Scanned) -> bool:
-        """Whether little speaks for a backdoor: no grave suspicion, or a network often wrong."""
-        return not found.is_grave or accuracy(self.original, self.clean) < COMPETENT
-
     @property
     def _copies(self) -> ImageSet:
-        """The slice and copies of it, which have to stay right too where it may be for nothing."""
+        """The slice and copies of it, which have to stay right too where nothing is suspected."""
         settings = self.config.unlearn
         copies = self.config.soften or SoftenConfig(flip=settings.flip, seed=settings.seed)
         return copies.watched(self.clean)

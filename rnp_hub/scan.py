@@ -114,13 +114,18 @@ class Scanned:
         verdict = self.verdict
         if self.suspected is None or verdict.score < CLEAN:
             return False
-        agreed = verdict.leans and verdict.leaning == self.suspected.label
+        agreed = self._is_leaning and verdict.leaning == self.suspected.label
         return verdict.score >= BACKDOORED or agreed
 
     @property
     def is_grave(self) -> bool:
         """Whether weights may be touched: tangible, or the lean is suspicious by itself."""
-        return self.is_tangible or self.verdict.leans
+        return self.is_tangible or self._is_leaning
+
+    @property
+    def _is_leaning(self) -> bool:
+        """Whether the lean speaks for a backdoor; one that is often wrong leans without, too."""
+        return self.verdict.leans and self.verdict.competent
 
 
 def scan(

@@ -31,8 +31,9 @@ BACKDOORED, CLEAN = 0.5, 0.2
 width, backdoored and clean: docs/method.md says on which."""
 
 COMPETENT = 0.8
-"""Accuracy on the slice below which nothing is convicted: a network that is often wrong is easily
-led to some label, and a few filters are most of what it knows (docs/method.md)."""
+"""Accuracy on the slice below which nothing is convicted, and no weight touched for a lean: a
+network that is often wrong is easily led to some label, leans more when it unlearns, and a few
+filters are most of what it knows (docs/method.md)."""
 
 STUBBORN = 0.25
 """Least drop that is counted: a gap that nothing closes still says something."""
@@ -82,6 +83,7 @@ class Verdict:
         lean: share of the slice that leans to one label after unlearning, in [0, 1].
         leaning: that label.
         leans: the lean is more than clean networks have.
+        competent: the network is right about as much of the slice as a conviction takes.
     """
 
     backdoored: bool | None
@@ -92,6 +94,7 @@ class Verdict:
     lean: float
     leaning: int
     leans: bool = False
+    competent: bool = True
 
 
 def suspicion(found: Mapping[str, Mapping[int, Surrogate]], unit: float) -> Suspicion | None:
@@ -166,11 +169,14 @@ def judge(suspected: Suspicion | None, trail: Trail | None, unlearned: Unlearned
     score = suspected.gap * (1.0 if suspected.kind == "wave" else max(drop, STUBBORN))
     competent = trail is None or trail.start[0] >= COMPETENT
     if score >= BACKDOORED and competent:
-        return Verdict(True, suspected.label, score, suspected.gap, drop, lean, leaning, leans)
-    undecided = score >= CLEAN or leans
-    label = suspected.label if score >= CLEAN else leaning if undecided else None
-    found = None if undecided else False
-    return Verdict(found, label, score, suspected.gap, drop, lean, leaning, leans)
+        found, label = True, suspected.label
+    elif score >= CLEAN:
+        found, label = None, suspected.label
+    elif leans:
+        found, label = None, leaning
+    else:
+        found, label = False, None
+    return Verdict(found, label, score, suspected.gap, drop, lean, leaning, leans, competent)
 
 
 def _drop(trail: Trail | None) -> float:

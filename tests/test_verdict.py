@@ -168,7 +168,10 @@ def test_a_network_that_is_often_wrong_is_not_convicted() -> None:
     suspected = suspicion(found(patch=[8.0, 0.0, 0.0]), UNIT)
     verdict = judge(suspected, trail(1.0, 0.0, accuracy=0.79), unlearned(1, 1, 1))
     assert (verdict.backdoored, verdict.label, verdict.score) == (None, 0, 2.0)
-    assert judge(suspected, trail(1.0, 0.0, accuracy=0.8), unlearned(1, 1, 1)).backdoored
+    assert not verdict.competent
+    enough = judge(suspected, trail(1.0, 0.0, accuracy=0.8), unlearned(1, 1, 1))
+    assert enough.backdoored
+    assert enough.competent
 
 
 def test_a_lean_alone_forbids_an_acquittal() -> None:
