@@ -14,7 +14,7 @@ from rnp_hub.scan import ScanConfig, Scanned, as_pixels, clean_margin
 from rnp_hub.sites import Site
 from rnp_hub.soften import Masks, masked_copy, soften
 from rnp_hub.surrogate import Surrogate, SurrogateConfig, again, logits_of_all, reconstruct
-from rnp_hub.verdict import WORKING, is_doubtful, stands_out
+from rnp_hub.verdict import WORKING, is_doubtful, stands_out, telling
 
 ROUNDS, SOFTENINGS = 3, 2
 """How often new surrogates are reconstructed while filters are cut, and masks learned."""
@@ -74,7 +74,8 @@ def heal(
         progress: told what is going on.
     """
     original, clean = as_pixels(original, clean)
-    work = _Healing(original, clean, sites, scanned, config, progress)
+    besides = _besides(original, scanned, config.surrogate, progress)
+    work = _Healing(original, clean, sites, scanned, config, progress, besides)
     pruned, known, doubtful = work.pruned(recovered)
     if config.soften is None or not (pruned.residual or doubtful):
         return pruned
@@ -107,6 +108,21 @@ def reviewed(
     return work.healed(network, healed.steps, healed.masks, fresh)
 
 
+def _besides(
+    original: Classifier, scanned: Scanned, config: SurrogateConfig, progress: Progress
+) -> tuple[Surrogate, ...]:
+    """Surrogates for the suspected label of the kinds by which nothing is judged, where they tell.
+
+    They are to be ended with the others, but do not say whether that has been done: what is left of
+    them may be what clean networks have.
+    """
+    assert scanned.suspected is not None
+    labels = list(next(iter(scanned.surrogates.values())))
+    asked = replace(config, kinds=config.besides)
+    found = reconstruct(original, scanned.halves, labels, asked, progress)
+    return tuple(telling(found, scanned.suspected.label, scanned.unit))
+
+
 @dataclass(frozen=True)
 class _Healing:
     """One network that is healed."""
@@ -117,13 +133,14 @@ class _Healing:
     scanned: Scanned
     config: ScanConfig
     progress: Progress
+    besides: tuple[Surrogate, ...] = ()
 
     def pruned(self, recovered: Recovered) -> tuple[Healed, list[Surrogate], list[Surrogate]]:
         """Without the filters that surrogates need; all surrogates that stood out; and, where none
-        does any more, the new ones that work all the same."""
+        does any more, the new ones that work all the same, and the old ones that judge nothing."""
         steps = self.scanned.trail.best if self.scanned.trail else ()
         masked = [(each.site, each.index) for each in recovered.order() if each.value <= MAX_MASK]
-        known = list(self._old)
+        known = [*self._old, *self.besides]
         fresh: list[Surrogate] = []
         for number in range(1, ROUNDS + 1):
             fresh = self.fresh(self._without(steps), number)
@@ -139,8 +156,10 @@ class _Healing:
             if not trail.best:
                 break
             steps = (*steps, *trail.best)
-        pruned = self.healed(self._without(steps), steps, None, fresh)
-        doubtful = [each for each in fresh if is_doubtful(each)]
+        network = self._without(steps)
+        pruned = self.healed(network, steps, None, fresh)
+        doubtful = [each for each in self._judges(fresh) if is_doubtful(each)]
+        doubtful += [each for each in self.besides if self._strongest(network, [each]) >= WORKING]
         return pruned, known, [] if pruned.residual else doubtful
 
     def softened(
@@ -158,13 +177,13 @@ class _Healing:
         if doubtful:
             asked = replace(asked, max_ca_drop=WORTH * asked.max_ca_drop)
         steps, standing = pruned.steps, self._without(pruned.steps)
-        left = self._strongest(standing, known)
-        useless = left > WORTH * self._strongest(self.original, known)
+        left = self._strongest(standing, self._judges(known))
+        useless = left > WORTH * self._strongest(self.original, self._judges(known))
         if useless and self._cost(steps) > WORTH * self.config.guided.max_ca_drop:
             steps = ()  # masks have it all to spend
         if left < WORKING:
             asked = replace(asked, utmost=asked.max_ca_drop)
-        judged = doubtful or known
+        judged = doubtful or self._judges(known)
         most = WORTH * (self._strongest(standing, doubtful) if doubtful else left)
         best, met = None, [*known, *doubtful]
         for number in range(1, SOFTENINGS + 1):
@@ -205,18 +224,22 @@ class _Healing:
 
     def fresh(self, network: Classifier, number: int) -> list[Surrogate]:
         """New surrogates of the kinds that worked, for the suspected label alone."""
-        kinds = tuple(dict.fromkeys(each.kind for each in self._old))
+        kinds = tuple(dict.fromkeys(each.kind for each in (*self._old, *self.besides)))
         asked: SurrogateConfig = self.config.surrogate
         asked = replace(asked, kinds=kinds, seed=asked.seed + number)
         label = self._old[0].label
         found = reconstruct(network, self.scanned.halves, [label], asked)
         return [by_label[label] for by_label in found.values()]
 
+    def _judges(self, found: Iterable[Surrogate]) -> list[Surrogate]:
+        """Those of the kinds by which it is judged what is left."""
+        return [each for each in found if each.kind not in self.config.surrogate.besides]
+
     def _alive(self, fresh: Iterable[Surrogate]) -> list[Surrogate]:
         """Those that still stand out among the other labels' of the scan."""
         return [
             each
-            for each in fresh
+            for each in self._judges(fresh)
             if stands_out(
                 each,
                 [
@@ -240,6 +263,6 @@ class _Healing:
         fresh: Sequence[Surrogate],
     ) -> Healed:
         old = [again(network, each, self.scanned.halves.score) for each in self._old]
-        newest = [replace(each, kind=f"{each.kind}{ANEW}") for each in fresh]
+        newest = [replace(each, kind=f"{each.kind}{ANEW}") for each in self._judges(fresh)]
         working = any(each.asr.value > WORKS for each in old)
         return Healed(steps, masks, (*old, *newest), working or bool(self._alive(fresh)))

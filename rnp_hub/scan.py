@@ -29,15 +29,7 @@ from rnp_hub.surrogate import (
     reconstruct,
 )
 from rnp_hub.unlearn import UnlearnConfig, Unlearned, unlearn
-from rnp_hub.verdict import (
-    BACKDOORED,
-    CLEAN,
-    Suspicion,
-    Verdict,
-    judge,
-    suspicion,
-    telling,
-)
+from rnp_hub.verdict import BACKDOORED, CLEAN, Suspicion, Verdict, judge, suspicion
 
 T = TypeVar("T")
 
@@ -169,21 +161,7 @@ def scan(
         lambda: _trail(original, clean, halves, sites, suspected, unit, config.guided, progress),
     )
     verdict = judge(suspected, trail, unlearned)
-    scanned = Scanned(unlearned, found, unit, suspected, trail, verdict, halves)
-    if not scanned.is_tangible:
-        return scanned
-    return timed("widen", lambda: _widened(original, scanned, labels, config.surrogate))
-
-
-def _widened(
-    original: Classifier, scanned: Scanned, labels: Sequence[int], config: SurrogateConfig
-) -> Scanned:
-    """With surrogates of the kinds by which nothing is judged, for healing to end them too."""
-    assert scanned.suspected is not None
-    found = reconstruct(original, scanned.halves, labels, replace(config, kinds=config.besides))
-    more = telling(found, scanned.suspected.label, scanned.unit)
-    suspected = replace(scanned.suspected, surrogates=(*scanned.suspected.surrogates, *more))
-    return replace(scanned, surrogates={**scanned.surrogates, **found}, suspected=suspected)
+    return Scanned(unlearned, found, unit, suspected, trail, verdict, halves)
 
 
 def clean_margin(logits: Tensor, labels: Tensor) -> float:

@@ -38,7 +38,8 @@ class SurrogateConfig:
 
     Attributes:
         kinds: some of `KINDS`, by which a network is judged.
-        besides: others, by which what is convicted is healed too: clean networks have them.
+        besides: others, which healing ends too where they tell, and which judge nothing, since
+            clean networks have them.
         steps: updates of one surrogate.
         batch_size: pictures per update.
         labels: labels looked at, at most: the suspects and as many others, to compare with.

@@ -15,7 +15,7 @@
   It begins at the best of a bank of tints.
 - `blend`: a blurred picture of 8 × 8 points, blended in at 0.2 as Chen et al. (2017) do it. Of a
   photograph the low frequencies of all colours together tell the network most, which neither few
-  waves nor an additive pattern of that loudness are.
+  waves nor an additive pattern of that loudness are. Nothing is judged by it (`rnp_hub.heal`).
 
 docs/method.md says what the budgets were chosen on.
 """

@@ -197,4 +197,4 @@ def stands_out(fresh: Surrogate, others: Sequence[Surrogate], unit: float) -> bo
 
 def is_doubtful(fresh: Surrogate) -> bool:
     """Whether a surrogate works on half the pictures, and is not of a kind that always does."""
-    return fresh.asr.value >= WORKING and fresh.kind not in (*NATURAL, "blend")
+    return fresh.asr.value >= WORKING and fresh.kind not in NATURAL
