@@ -185,7 +185,7 @@ class _Healing:
             asked = replace(asked, utmost=asked.max_ca_drop)
         judged = doubtful or self._judges(known)
         most = WORTH * (self._strongest(standing, doubtful) if doubtful else left)
-        best, met = None, [*known, *doubtful]
+        best, met = None, [*known, *(each for each in doubtful if each not in known)]
         for number in range(1, SOFTENINGS + 1):
             masks = soften(
                 self.original, self.sites, [step.filter for step in steps], met, self.clean,

@@ -74,18 +74,6 @@ def test_what_is_left_is_measured_with_old_triggers_and_new(healed: Sanitized) -
     assert all(each.asr.value < 0.5 for each in healed.healed.left)
 
 
-def test_what_is_convicted_is_looked_at_by_a_blended_picture_too(healed: Sanitized) -> None:
-    """It judges nothing: the same is found without it."""
-    assert CONFIG.surrogate is not None
-    found, asked = healed.scanned, replace(CONFIG.surrogate, besides=())
-    alone = sanitized(Planted(), CLEAN, replace(CONFIG, surrogate=asked)).scanned
-    assert found is not None
-    assert alone is not None
-    assert found.verdict == alone.verdict
-    assert found.trail == alone.trail
-    assert set(found.surrogates) - set(alone.surrogates) == {"blend"}
-
-
 @pytest.fixture(scope="module")
 def acquitted() -> Sanitized:
     return sanitized(Planted(strength=0.0), CLEAN, CONFIG)
@@ -94,7 +82,6 @@ def acquitted() -> Sanitized:
 def test_a_clean_network_keeps_its_weights(acquitted: Sanitized) -> None:
     assert acquitted.scanned is not None
     assert acquitted.scanned.verdict.backdoored is False
-    assert "blend" not in acquitted.scanned.surrogates
     assert (acquitted.pruned.rule, acquitted.pruned.count) == ("none", 0)
     assert (acquitted.recovered, acquitted.healed) == (None, None)
     original = Planted(strength=0.0).state_dict()

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from rnp_hub.evaluate import Rate, accuracy
-from rnp_hub.heal import ROUNDS, SOFTENINGS, WORKS, Healed, heal
+from rnp_hub.heal import ROUNDS, SOFTENINGS, WORKS, Healed, _besides, heal
 from rnp_hub.hooks import gates, scale
 from rnp_hub.method import SanitizeConfig
 from rnp_hub.network import Classifier
+from rnp_hub.progress import quiet
 from rnp_hub.recover import Recovered
 from rnp_hub.scan import ScanConfig, Scanned, scan
 from rnp_hub.sites import Site, gate_sites
@@ -66,7 +67,7 @@ def test_being_led_is_the_likelihood_of_another_label() -> None:
     certain = torch.tensor([[0.0, 90.0, 0.0]], requires_grad=True)
     led_to(certain, 1).backward()
     assert certain.grad is not None
-    assert certain.grad.tolist() == [[-0.5, 1.0, -0.5]]
+    assert certain.grad.flatten().tolist() == pytest.approx([-0.5, 1.0, -0.5])
 
 
 def test_the_trigger_dies_and_the_clean_task_lives(
@@ -226,9 +227,7 @@ def test_masks_are_learned_where_a_new_surrogate_works_though_it_does_not_stand_
     def learn(*given: Any) -> Masks:
         assert given[6].max_ca_drop == given[6].utmost == pytest.approx(0.005)
         lessons.append(list(given[3]))
-        masks = {site: torch.ones(site.filters) for site in planted_sites}
-        next(mask for site, mask in masks.items() if site.name == "norm")[4] = 0
-        return masks
+        return without_the_planted(planted_sites)
 
     def strongest(_self: object, network: Classifier, found: Sequence[Surrogate]) -> float:
         if found == [works]:
@@ -250,6 +249,64 @@ def test_masks_are_learned_where_a_new_surrogate_works_though_it_does_not_stand_
     )
     assert unsoftened.masks is None
     assert not lessons
+
+
+@pytest.mark.parametrize(
+    ("stays", "left", "learned", "kept"),
+    [
+        (0.6, 0.2, True, True),
+        (0.6, 0.4, True, False),  # the masks do too little
+        (0.4, 0.2, False, False),  # pruning has ended it as far as in clean networks
+    ],
+)
+def test_masks_are_learned_where_what_judges_nothing_still_works(
+    planted: Classifier,
+    planted_sites: tuple[Site, ...],
+    scanned: Scanned,
+    surrogate: Surrogate,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    stays: float,
+    left: float,
+    learned: bool,
+    kept: bool,
+) -> None:
+    """For half the price; and however strong it is, nothing is said to be left for it."""
+    beside = replace(surrogate, kind="blend")
+    lessons = list[Sequence[Surrogate]]()
+
+    def learn(*given: Any) -> Masks:
+        assert given[6].max_ca_drop == given[6].utmost == pytest.approx(0.005)
+        lessons.append(list(given[3]))
+        return without_the_planted(planted_sites)
+
+    def strongest(_self: object, network: Classifier, found: Sequence[Surrogate]) -> float:
+        if list(found) == [beside]:
+            return left if lessons else stays
+        assert beside not in found
+        return 0.0 if network is not planted else 1.0
+
+    dead = replace(surrogate, asr=Rate.of(0, 10), margin=-100.0)
+    monkeypatch.setattr("rnp_hub.heal._besides", lambda *_: (beside,))
+    monkeypatch.setattr("rnp_hub.heal.soften", learn)
+    monkeypatch.setattr("rnp_hub.heal._Healing.fresh", lambda *_: [dead])
+    monkeypatch.setattr("rnp_hub.heal._Healing._strongest", strongest)
+    healed = heal(planted, CLEAN, planted_sites, scanned, NO_MASKS, scan_config())
+    assert [lesson.count(beside) for lesson in lessons] == [1] * learned
+    assert (healed.masks is not None) == kept
+    assert not healed.residual
+    assert all("blend" not in each.kind for each in healed.left)
+
+
+def test_a_blend_is_looked_for_where_there_is_something_to_heal(
+    planted: Classifier, scanned: Scanned
+) -> None:
+    """The planted filter answers a red corner, to which a red blend leads a little."""
+    asked = SurrogateConfig(kinds=("patch",), besides=("blend",))
+    (found,) = _besides(planted, scanned, asked, quiet)
+    assert (found.kind, found.label) == ("blend", 2)
+    assert found.asr.value >= 0.3
+    assert _besides(planted, scanned, replace(asked, besides=()), quiet) == ()
 
 
 def test_masks_are_learned_against_what_still_stands_out_in_the_last_round(
@@ -307,6 +364,13 @@ def test_where_learning_again_is_too_dear_the_first_masks_stay(
     assert not lessons
     assert healed.masks is not None
     assert healed.residual
+
+
+def without_the_planted(sites: tuple[Site, ...]) -> Masks:
+    """A mask of 0 on the planted filter, and of 1 on all others."""
+    masks = {site: torch.ones(site.filters) for site in sites}
+    next(mask for site, mask in masks.items() if site.name == "norm")[4] = 0
+    return masks
 
 
 def weakest_masks(planted: Classifier, sites: tuple[Site, ...], surrogate: Surrogate) -> Masks:

@@ -88,7 +88,7 @@ def test_what_healing_ends_besides_has_to_work_and_lead_too() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "asr", "doubtful"),
-    [("patch", 0.5, True), ("patch", 0.49, False), ("ripple", 1.0, False), ("blend", 1.0, False)],
+    [("patch", 0.5, True), ("patch", 0.49, False), ("ripple", 1.0, False), ("wave", 1.0, False)],
 )
 def test_there_is_doubt_where_clean_networks_have_no_such(
     kind: str, asr: float, doubtful: bool
