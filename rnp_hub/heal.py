@@ -25,9 +25,9 @@ ANEW = " anew"
 MAX_MASK = 0.2
 """Largest mask of a filter that the default recipe tries for its mask, set on small networks for
 digits (docs/method.md)."""
-HEAVIER = 5.0
+HEAVIER = 1.4
 """How much larger the weights of surrogates are that are tried where masks are learned again, since
-some still work."""
+some still work: between those of the first time."""
 WORTH = 0.5
 """Share of the pruned network's surrogate ASR to which softening must come down to be kept; and of
 the original's, to which filters must that cost more than this share of what may be lost."""
@@ -201,9 +201,13 @@ class _Healing:
             if doubtful and (softened.residual or max(each.asr.value for each in fresh) > most):
                 break
             best = softened
-            met += [each for each in fresh if each.asr.value > WORKS]
             if not best.residual:
                 break
+            working = [each for each in fresh if each.asr.value > WORKS]
+            met += working
+            # The next masks replace these where they are no worse, against the new ones too.
+            judged = [*judged, *self._judges(working)]
+            most = self._strongest(found, judged)
             heavier = tuple(HEAVIER * each for each in asked.weights)
             asked = replace(asked, weights=heavier, utmost=asked.max_ca_drop)
         return best

@@ -42,8 +42,6 @@ class Timed(Protocol):
 
 LARGE = 96 * 96
 """Pixels from which on less of everything is looked at."""
-FEW_WEIGHTS = (0.2, 0.1, 0.03)
-"""Of surrogates against clean answers, that are tried on large pictures."""
 
 
 def untimed(_stage: str, work: Callable[[], T]) -> T:
@@ -72,12 +70,7 @@ class ScanConfig:
         surrogate = replace(self.surrogate, labels=min(self.surrogate.labels, 6), batch_size=8)
         guided = replace(self.guided, tried=4, masked=1, pictures=48, clean_pictures=64, filters=24)
         softening = self.soften and replace(
-            self.soften,
-            weights=FEW_WEIGHTS,
-            steps=30,
-            pictures=12,
-            clean_pictures=20,
-            copies=1,
+            self.soften, steps=30, pictures=12, clean_pictures=20, copies=1
         )
         return replace(self, surrogate=surrogate, guided=guided, soften=softening)
 

@@ -52,7 +52,7 @@ class SoftenConfig:
         seed: of the pictures.
     """
 
-    weights: tuple[float, ...] = (0.2, 0.14, 0.1, 0.06, 0.03)
+    weights: tuple[float, ...] = (0.5, 0.2, 0.1, 0.05)
     learning_rate: float = 0.05
     steps: int = 100
     every: int = 10
@@ -85,7 +85,7 @@ def soften(
     halves: Halves,
     config: SoftenConfig | None = None,
 ) -> Masks | None:
-    """Learn masks under which surrogates do nothing and clean pictures are answered as before.
+    """Learn masks under which surrogates lead nowhere and clean pictures are answered as before.
 
     Args:
         original: the network; left as it was.

@@ -347,7 +347,7 @@ def test_masks_are_learned_again_where_something_is_left(
     assert healed.residual
     assert len(lessons) == SOFTENINGS == 2
     assert lessons[0] < lessons[1]
-    assert asked[1].weights == pytest.approx([5 * each for each in asked[0].weights])
+    assert asked[1].weights == pytest.approx([1.4 * each for each in asked[0].weights])
     assert [each.utmost for each in asked] == [0.02, 0.01], "what was healed once is not so urgent"
 
 
@@ -371,6 +371,24 @@ def without_the_planted(sites: tuple[Site, ...]) -> Masks:
     masks = {site: torch.ones(site.filters) for site in sites}
     next(mask for site, mask in masks.items() if site.name == "norm")[4] = 0
     return masks
+
+
+def test_masks_that_are_learned_again_and_do_less_do_not_replace_the_first(
+    planted: Classifier,
+    planted_sites: tuple[Site, ...],
+    scanned: Scanned,
+    surrogate: Surrogate,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = weakest_masks(planted, planted_sites, surrogate)
+    weaker = {site: (1 + mask) / 2 for site, mask in first.items()}
+    stronger = {site: mask**2 for site, mask in first.items()}
+    for second, taken in ((weaker, first), (stronger, stronger)):
+        lessons = [first, second]
+        monkeypatch.setattr("rnp_hub.heal.soften", lambda *_, left=lessons: left.pop(0))
+        healed = healed_without_cutting(planted, planted_sites, scanned)
+        assert not lessons
+        assert healed.masks is taken
 
 
 def weakest_masks(planted: Classifier, sites: tuple[Site, ...], surrogate: Surrogate) -> Masks:
