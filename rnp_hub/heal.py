@@ -25,9 +25,9 @@ ANEW = " anew"
 MAX_MASK = 0.2
 """Largest mask of a filter that the default recipe tries for its mask, set on small networks for
 digits (docs/method.md)."""
-HEAVIER = 1.4
+HEAVIER = (2.0, 1.4, 1.0)
 """How much larger the weights of surrogates are that are tried where masks are learned again, since
-some still work: between those of the first time."""
+some still work."""
 WORTH = 0.5
 """Share of the pruned network's surrogate ASR to which softening must come down to be kept; and of
 the original's, to which filters must that cost more than this share of what may be lost."""
@@ -187,17 +187,17 @@ class _Healing:
         most = WORTH * (self._strongest(standing, doubtful) if doubtful else left)
         best, met = None, [*known, *(each for each in doubtful if each not in known)]
         for number in range(1, SOFTENINGS + 1):
-            masks = soften(
+            learned = soften(
                 self.original, self.sites, [step.filter for step in steps], met, self.clean,
                 self.scanned.halves, asked,
             )  # fmt: skip
-            if masks is None:
+            if learned is None:
                 break
-            found = masked_copy(self.original, masks)
+            found = masked_copy(self.original, learned.masks)
             if self._strongest(found, judged) > most:
                 break
             fresh = self.fresh(found, ROUNDS + number)
-            softened = self.healed(found, steps, masks, fresh)
+            softened = self.healed(found, steps, learned.masks, fresh)
             if doubtful and (softened.residual or max(each.asr.value for each in fresh) > most):
                 break
             best = softened
@@ -208,7 +208,7 @@ class _Healing:
             # The next masks replace these where they are no worse, against the new ones too.
             judged = [*judged, *self._judges(working)]
             most = self._strongest(found, judged)
-            heavier = tuple(HEAVIER * each for each in asked.weights)
+            heavier = tuple(factor * learned.weight for factor in HEAVIER)
             asked = replace(asked, weights=heavier, utmost=asked.max_ca_drop)
         return best
 

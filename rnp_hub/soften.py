@@ -76,6 +76,19 @@ class SoftenConfig:
 Masks = Mapping[Site, Tensor]
 
 
+@dataclass(frozen=True)
+class Softened:
+    """What was learned.
+
+    Attributes:
+        masks: by site, (filters,) each.
+        weight: of the surrogates, at which they were learned.
+    """
+
+    masks: Masks
+    weight: float
+
+
 def soften(
     original: Classifier,
     sites: Sequence[Site],
@@ -84,7 +97,7 @@ def soften(
     clean: ImageSet,
     halves: Halves,
     config: SoftenConfig | None = None,
-) -> Masks | None:
+) -> Softened | None:
     """Learn masks under which surrogates lead nowhere and clean pictures are answered as before.
 
     Args:
@@ -97,8 +110,8 @@ def soften(
         config: see `SoftenConfig`.
 
     Returns:
-        By site, (filters,), values in [0, `largest`]; `None` where each would cost the clean task
-        more than it may.
+        The first masks that are affordable, values in [0, `largest`]; `None` where all would cost
+        the clean task more than they may.
     """
     config = config or SoftenConfig()
     watched = config.watched(clean)
@@ -106,14 +119,14 @@ def soften(
     stays = _stays(sites, silenced)
     others = without(halves.fit, surrogates[0].label).images
     lesson = _Lesson(frozen(original), stays, surrogates, clean.images, others, config)
-    dear: list[Masks] = []
+    dear: list[Softened] = []
     for weight in config.weights:
         masks = lesson.learn(weight)
         lost = start - accuracy(masked_copy(original, masks), watched)
         if lost <= config.max_ca_drop:
-            return masks
+            return Softened(masks, weight)
         if lost <= config.utmost:
-            dear.append(masks)
+            dear.append(Softened(masks, weight))
     return dear[0] if dear else None
 
 

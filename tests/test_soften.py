@@ -20,7 +20,7 @@ from rnp_hub.progress import quiet
 from rnp_hub.recover import Recovered
 from rnp_hub.scan import ScanConfig, Scanned, scan
 from rnp_hub.sites import Site, gate_sites
-from rnp_hub.soften import Masks, SoftenConfig, led_to, masked_copy, moved, soften
+from rnp_hub.soften import Masks, SoftenConfig, Softened, led_to, masked_copy, moved, soften
 from rnp_hub.surrogate import Halves, Surrogate, SurrogateConfig, again, reconstruct
 from rnp_hub.trigger_kinds import Trigger
 from tests.networks import SmallResNet, randomised, stripes
@@ -74,9 +74,10 @@ def test_the_trigger_dies_and_the_clean_task_lives(
     planted: Classifier, planted_sites: tuple[Site, ...], surrogate: Surrogate
 ) -> None:
     before = {name: each.clone() for name, each in planted.module.state_dict().items()}
-    masks = soften(planted, planted_sites, [], [surrogate], CLEAN, HALVES, CONFIG)
-    assert masks is not None
-    softened = masked_copy(planted, masks)
+    learned = soften(planted, planted_sites, [], [surrogate], CLEAN, HALVES, CONFIG)
+    assert learned is not None
+    masks, softened = learned.masks, masked_copy(planted, learned.masks)
+    assert learned.weight == CONFIG.weights[0]
     assert surrogate.asr.value == 1.0
     assert again(softened, surrogate, HALVES.score).asr.value <= 0.05
     assert accuracy(softened, CLEAN) >= 0.98
@@ -116,9 +117,9 @@ def test_surrogates_are_learned_on_while_masks_are(
 def test_silenced_filters_stay_silenced(
     planted: Classifier, planted_sites: tuple[Site, ...], surrogate: Surrogate
 ) -> None:
-    masks = soften(planted, planted_sites, [("norm", 4)], [surrogate], CLEAN, HALVES, CONFIG)
-    assert masks is not None
-    assert [float(mask[4]) for site, mask in masks.items() if site.name == "norm"] == [0.0]
+    learned = soften(planted, planted_sites, [("norm", 4)], [surrogate], CLEAN, HALVES, CONFIG)
+    assert learned is not None
+    assert [float(mask[4]) for site, mask in learned.masks.items() if site.name == "norm"] == [0.0]
 
 
 def test_what_the_clean_task_cannot_bear_is_not_taken(
@@ -153,8 +154,8 @@ def test_where_no_weight_is_affordable_the_first_within_the_utmost_is_taken(
     monkeypatch.setattr("rnp_hub.soften._Lesson.learn", lambda _, weight: learned[weight])
     monkeypatch.setattr("rnp_hub.soften.masked_copy", lambda *_: planted)
     config = replace(CONFIG, weights=(1, 2, 3), max_ca_drop=0.01, utmost=0.02)
-    masks = soften(planted, planted_sites, [], [surrogate], CLEAN, HALVES, config)
-    assert masks is (None if taken is None else learned[taken])
+    found = soften(planted, planted_sites, [], [surrogate], CLEAN, HALVES, config)
+    assert found == (None if taken is None else Softened(learned[taken], taken))
 
 
 def scan_config(*, soften: bool = True) -> ScanConfig:
@@ -224,10 +225,10 @@ def test_masks_are_learned_where_a_new_surrogate_works_though_it_does_not_stand_
     later = replace(works, asr=Rate.of(round(10 * anew), 10))
     lessons = list[Sequence[Surrogate]]()
 
-    def learn(*given: Any) -> Masks:
+    def learn(*given: Any) -> Softened:
         assert given[6].max_ca_drop == given[6].utmost == pytest.approx(0.005)
         lessons.append(list(given[3]))
-        return without_the_planted(planted_sites)
+        return Softened(without_the_planted(planted_sites), 0.5)
 
     def strongest(_self: object, network: Classifier, found: Sequence[Surrogate]) -> float:
         if found == [works]:
@@ -275,10 +276,10 @@ def test_masks_are_learned_where_what_judges_nothing_still_works(
     beside = replace(surrogate, kind="blend")
     lessons = list[Sequence[Surrogate]]()
 
-    def learn(*given: Any) -> Masks:
+    def learn(*given: Any) -> Softened:
         assert given[6].max_ca_drop == given[6].utmost == pytest.approx(0.005)
         lessons.append(list(given[3]))
-        return without_the_planted(planted_sites)
+        return Softened(without_the_planted(planted_sites), 0.5)
 
     def strongest(_self: object, network: Classifier, found: Sequence[Surrogate]) -> float:
         if list(found) == [beside]:
@@ -337,17 +338,17 @@ def test_masks_are_learned_again_where_something_is_left(
     """With the surrogates that were found on the network softened first, and larger weights."""
     lessons, asked = list[int](), list[SoftenConfig]()
 
-    def half_heartedly(*given: Any) -> Masks:
+    def half_heartedly(*given: Any) -> Softened:
         lessons.append(len(given[3]))
         asked.append(given[6])
-        return weakest_masks(planted, planted_sites, surrogate)
+        return Softened(weakest_masks(planted, planted_sites, surrogate), 0.2)
 
     monkeypatch.setattr("rnp_hub.heal.soften", half_heartedly)
     healed = healed_without_cutting(planted, planted_sites, scanned)
     assert healed.residual
     assert len(lessons) == SOFTENINGS == 2
     assert lessons[0] < lessons[1]
-    assert asked[1].weights == pytest.approx([1.4 * each for each in asked[0].weights])
+    assert asked[1].weights == pytest.approx([0.4, 0.28, 0.2])
     assert [each.utmost for each in asked] == [0.02, 0.01], "what was healed once is not so urgent"
 
 
@@ -358,7 +359,7 @@ def test_where_learning_again_is_too_dear_the_first_masks_stay(
     surrogate: Surrogate,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    lessons = [weakest_masks(planted, planted_sites, surrogate), None]
+    lessons = [Softened(weakest_masks(planted, planted_sites, surrogate), 0.5), None]
     monkeypatch.setattr("rnp_hub.heal.soften", lambda *_: lessons.pop(0))
     healed = healed_without_cutting(planted, planted_sites, scanned)
     assert not lessons
@@ -384,7 +385,7 @@ def test_masks_that_are_learned_again_and_do_less_do_not_replace_the_first(
     weaker = {site: (1 + mask) / 2 for site, mask in first.items()}
     stronger = {site: mask**2 for site, mask in first.items()}
     for second, taken in ((weaker, first), (stronger, stronger)):
-        lessons = [first, second]
+        lessons = [Softened(first, 0.5), Softened(second, 1.0)]
         monkeypatch.setattr("rnp_hub.heal.soften", lambda *_, left=lessons: left.pop(0))
         healed = healed_without_cutting(planted, planted_sites, scanned)
         assert not lessons
