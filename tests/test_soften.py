@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -225,17 +225,12 @@ def test_masks_are_learned_where_a_new_surrogate_works_though_it_does_not_stand_
     later = replace(works, asr=Rate.of(round(10 * anew), 10))
     lessons = list[Sequence[Surrogate]]()
 
-    def learn(*given: Any) -> Softened:
-        assert given[6].max_ca_drop == given[6].utmost == pytest.approx(0.005)
-        lessons.append(list(given[3]))
-        return Softened(without_the_planted(planted_sites), 0.5)
-
     def strongest(_self: object, network: Classifier, found: Sequence[Surrogate]) -> float:
         if found == [works]:
             return left if lessons else 0.6
         return 0.0 if network is not planted else 1.0
 
-    monkeypatch.setattr("rnp_hub.heal.soften", learn)
+    monkeypatch.setattr("rnp_hub.heal.soften", half_priced(lessons, planted_sites))
     monkeypatch.setattr("rnp_hub.heal._Healing.fresh", lambda *_: [later if lessons else works])
     monkeypatch.setattr("rnp_hub.heal._Healing._strongest", strongest)
     config = scan_config()
@@ -276,11 +271,6 @@ def test_masks_are_learned_where_what_judges_nothing_still_works(
     beside = replace(surrogate, kind="blend")
     lessons = list[Sequence[Surrogate]]()
 
-    def learn(*given: Any) -> Softened:
-        assert given[6].max_ca_drop == given[6].utmost == pytest.approx(0.005)
-        lessons.append(list(given[3]))
-        return Softened(without_the_planted(planted_sites), 0.5)
-
     def strongest(_self: object, network: Classifier, found: Sequence[Surrogate]) -> float:
         if list(found) == [beside]:
             return left if lessons else stays
@@ -289,7 +279,7 @@ def test_masks_are_learned_where_what_judges_nothing_still_works(
 
     dead = replace(surrogate, asr=Rate.of(0, 10), margin=-100.0)
     monkeypatch.setattr("rnp_hub.heal._besides", lambda *_: (beside,))
-    monkeypatch.setattr("rnp_hub.heal.soften", learn)
+    monkeypatch.setattr("rnp_hub.heal.soften", half_priced(lessons, planted_sites))
     monkeypatch.setattr("rnp_hub.heal._Healing.fresh", lambda *_: [dead])
     monkeypatch.setattr("rnp_hub.heal._Healing._strongest", strongest)
     healed = heal(planted, CLEAN, planted_sites, scanned, NO_MASKS, scan_config())
@@ -365,6 +355,19 @@ def test_where_learning_again_is_too_dear_the_first_masks_stay(
     assert not lessons
     assert healed.masks is not None
     assert healed.residual
+
+
+def half_priced(
+    lessons: list[Sequence[Surrogate]], sites: tuple[Site, ...]
+) -> Callable[..., Softened]:
+    """In place of `soften`: notes the surrogates, and that masks may cost half of what they may."""
+
+    def learn(*given: Any) -> Softened:
+        assert given[6].max_ca_drop == given[6].utmost == pytest.approx(0.005)
+        lessons.append(list(given[3]))
+        return Softened(without_the_planted(sites), 0.5)
+
+    return learn
 
 
 def without_the_planted(sites: tuple[Site, ...]) -> Masks:
