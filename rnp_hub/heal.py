@@ -14,7 +14,7 @@ from rnp_hub.scan import ScanConfig, Scanned, as_pixels, clean_margin
 from rnp_hub.sites import Site
 from rnp_hub.soften import Masks, masked_copy, soften
 from rnp_hub.surrogate import Surrogate, SurrogateConfig, again, logits_of_all, reconstruct
-from rnp_hub.verdict import WORKING, is_doubtful, stands_out, telling
+from rnp_hub.verdict import LIVE, WORKING, is_doubtful, stands_out, telling
 
 ROUNDS, SOFTENINGS = 3, 2
 """How often new surrogates are reconstructed while filters are cut, and masks learned."""
@@ -117,10 +117,16 @@ def _besides(
     them may be what clean networks have.
     """
     assert scanned.suspected is not None
-    labels = list(next(iter(scanned.surrogates.values())))
-    asked = replace(config, kinds=config.besides)
-    found = reconstruct(original, scanned.halves, labels, asked, progress)
-    return tuple(telling(found, scanned.suspected.label, scanned.unit))
+    label, halves = scanned.suspected.label, scanned.halves
+    others = [each for each in next(iter(scanned.surrogates.values())) if each != label]
+    own = reconstruct(original, halves, [label], replace(config, kinds=config.besides), progress)
+    # Other labels are there to compare with, which only what works has to be.
+    live = tuple(kind for kind, found in own.items() if found[label].asr.value >= LIVE)
+    if not live:
+        return ()
+    beside = reconstruct(original, halves, others, replace(config, kinds=live), progress)
+    found = {kind: {**own[kind], **by_label} for kind, by_label in beside.items()}
+    return tuple(telling(found, label, scanned.unit))
 
 
 @dataclass(frozen=True)
@@ -177,13 +183,14 @@ class _Healing:
         if doubtful:
             asked = replace(asked, max_ca_drop=WORTH * asked.max_ca_drop)
         steps, standing = pruned.steps, self._without(pruned.steps)
-        left = self._strongest(standing, self._judges(known))
-        useless = left > WORTH * self._strongest(self.original, self._judges(known))
+        known_judges = self._judges(known)
+        left = self._strongest(standing, known_judges)
+        useless = left > WORTH * self._strongest(self.original, known_judges)
         if useless and self._cost(steps) > WORTH * self.config.guided.max_ca_drop:
             steps = ()  # masks have it all to spend
         if left < WORKING:
             asked = replace(asked, utmost=asked.max_ca_drop)
-        judged = doubtful or self._judges(known)
+        judged = doubtful or known_judges
         most = WORTH * (self._strongest(standing, doubtful) if doubtful else left)
         best, met = None, [*known, *(each for each in doubtful if each not in known)]
         for number in range(1, SOFTENINGS + 1):
