@@ -357,6 +357,24 @@ def test_where_learning_again_is_too_dear_the_first_masks_stay(
     assert healed.residual
 
 
+def test_masks_that_are_learned_again_and_do_less_do_not_replace_the_first(
+    planted: Classifier,
+    planted_sites: tuple[Site, ...],
+    scanned: Scanned,
+    surrogate: Surrogate,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = weakest_masks(planted, planted_sites, surrogate)
+    weaker = {site: (1 + mask) / 2 for site, mask in first.items()}
+    stronger = {site: mask**2 for site, mask in first.items()}
+    for second, taken in ((weaker, first), (stronger, stronger)):
+        lessons = [Softened(first, 0.5), Softened(second, 1.0)]
+        monkeypatch.setattr("rnp_hub.heal.soften", lambda *_, left=lessons: left.pop(0))
+        healed = healed_without_cutting(planted, planted_sites, scanned)
+        assert not lessons
+        assert healed.masks is taken
+
+
 def half_priced(
     lessons: list[Sequence[Surrogate]], sites: tuple[Site, ...]
 ) -> Callable[..., Softened]:
@@ -375,24 +393,6 @@ def without_the_planted(sites: tuple[Site, ...]) -> Masks:
     masks = {site: torch.ones(site.filters) for site in sites}
     next(mask for site, mask in masks.items() if site.name == "norm")[4] = 0
     return masks
-
-
-def test_masks_that_are_learned_again_and_do_less_do_not_replace_the_first(
-    planted: Classifier,
-    planted_sites: tuple[Site, ...],
-    scanned: Scanned,
-    surrogate: Surrogate,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    first = weakest_masks(planted, planted_sites, surrogate)
-    weaker = {site: (1 + mask) / 2 for site, mask in first.items()}
-    stronger = {site: mask**2 for site, mask in first.items()}
-    for second, taken in ((weaker, first), (stronger, stronger)):
-        lessons = [Softened(first, 0.5), Softened(second, 1.0)]
-        monkeypatch.setattr("rnp_hub.heal.soften", lambda *_, left=lessons: left.pop(0))
-        healed = healed_without_cutting(planted, planted_sites, scanned)
-        assert not lessons
-        assert healed.masks is taken
 
 
 def weakest_masks(planted: Classifier, sites: tuple[Site, ...], surrogate: Surrogate) -> Masks:
