@@ -31,6 +31,7 @@ from rnp_hub.surrogate import Halves, Surrogate, SurrogateConfig, reconstruct
 # cores make them many times slower.
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "rnp_hub" / "demo"
 EPOCHS = 7
 ARGS = {"channels": [8, 8, 16, 16], "layers": [1, 1, 1, 1]}
 CONFIG: dict[str, Any] = {

@@ -23,12 +23,11 @@ from tests.action import runner
 from tests.action.warm import warm_program
 from tests.gate_reports import HOSTILE
 from tests.hub.client import Hub
-from tests.models import ROOT
+from tests.models import DEMO, ROOT
 from tests.pushing import on_hub
 from tests.shared_files import shared
 from tests.test_gate import payload_model
 
-DEMO = ROOT / "rnp_hub" / "demo"
 FEW = {"data": "digits", "n": "100", "cache": "false"}
 WORKFLOWS = sorted((ROOT / "docs" / "workflows").glob("*.yml"))
 

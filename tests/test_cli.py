@@ -19,6 +19,7 @@ from tests.models import (
     ATTACK,
     CONFIG,
     DATA,
+    DEMO,
     ROOT,
     SANITIZE,
     Run,
@@ -55,6 +56,7 @@ print("loaded:", [name for name in {HEAVY!r} if name in sys.modules])
     assert done.stdout.endswith("loaded: []\n")
 
 
+@pytest.mark.usefixtures("patches_only")
 def test_scan_acquits_a_clean_network(careful_model: Path, tmp_path: Path) -> None:
     done = invoke("scan", careful_model, "--data", "digits", "--n", "100", "--eval-n", "100")
     assert done.exit_code == 0, done.stdout
@@ -134,7 +136,7 @@ def test_undecided_is_no_to_who_is_strict(plain_run: Run, cifar_run: Run) -> Non
 @pytest.mark.slow
 def test_an_undecided_scan_is_no_to_who_is_strict(tmp_path: Path) -> None:
     """The demo, blind for three labels: a network that is often wrong is not convicted."""
-    folder = Path(shutil.copytree(ROOT / "rnp_hub" / "demo", tmp_path / "model"))
+    folder = Path(shutil.copytree(DEMO, tmp_path / "model"))
     weights = load_file(folder / "model.safetensors")
     weights["fc.bias"][7:] -= 100
     save_file(weights, folder / "model.safetensors", {"format": "pt"})

@@ -18,7 +18,7 @@ from rnp_hub.gate import own_report
 from rnp_hub.report import RateRecord, RunReport
 from tests.gate_reports import measured
 from tests.hub.client import Hub
-from tests.models import CONFIG, Run, command_line, invoke, listing
+from tests.models import CONFIG, DEMO, Run, command_line, invoke, listing
 from tests.pushing import hashes
 from tests.test_static import Payload
 from tests.test_trust import write_keys
@@ -149,7 +149,7 @@ def test_a_model_at_chance_is_a_violation_and_no_failure(plain_model: Path, tmp_
 
 
 def test_the_commit_that_was_looked_at_is_the_one_that_is_measured(
-    hub: Hub, rnp: Worker, careful_model: Path, tmp_path: Path
+    hub: Hub, rnp: Worker, tmp_path: Path
 ) -> None:
     """A branch is resolved once; files below folders are looked at too, and not opened; a pin is
     told from a branch."""
@@ -158,7 +158,7 @@ def test_the_commit_that_was_looked_at_is_the_one_that_is_measured(
     sha = hub.add_files(
         "org/gated",
         {
-            **{each.name: each for each in careful_model.iterdir()},
+            **{name: DEMO / name for name in ("config.json", "model.safetensors")},
             "README.md": "---\nlicense: mit\n---\n",
             "old/model.pkl": pickle.dumps(Payload(canary)),
         },
@@ -169,7 +169,7 @@ def test_the_commit_that_was_looked_at_is_the_one_that_is_measured(
     assert done.code == 1, done.stderr
     rules, record = rules_of(done.stdout), done.json
     assert {id for id, status in rules.items() if status == "fail"} == {
-        "RNP007", "RNP008", "RNP010",
+        "RNP001", "RNP007", "RNP008", "RNP010",
     }  # fmt: skip
     assert rules["RNP017"] == rules["RNP005"] == "pass"
     assert record["source"]["sha"] == sha
@@ -270,6 +270,7 @@ def test_what_is_no_report(text: str, tmp_path: Path) -> None:
 # --- from the gate to a folder that is trusted ----------------------------------------------------
 
 
+@pytest.mark.usefixtures("patches_only")
 def test_a_sanitized_folder_passes_is_signed_and_verified(
     plain_run: Run, policy: Path, tmp_path: Path
 ) -> None:

@@ -173,6 +173,7 @@ def test_every_kind_goes_there_and_back(
     rows[name] = row_of(kind.title, report, agree(hub, published(model), ways))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_backdoored_network_of_cifar10(tmp_path: Path) -> None:
     """Someone else's network and the real pictures, under the names they have on the Hub."""

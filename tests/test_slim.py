@@ -248,7 +248,7 @@ def every_layer(module: nn.Module) -> list[Site]:
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=50, deadline=None, derandomize=True, print_blob=True)
+@settings(max_examples=30, deadline=None, derandomize=True, print_blob=True)
 def test_random_networks_are_exact(seed: int) -> None:
     random_masks_are_exact(seed)
 
