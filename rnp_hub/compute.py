@@ -88,9 +88,12 @@ class Compute:
         return tuple(torch.split(images, count))
 
     def describe(self) -> str:
-        """`cpu (Intel Xeon, 2 threads)` or the name of the GPU."""
-        if torch.device(self.device).type == "cuda":
+        """`cpu (Intel Xeon, 2 threads)`, the name of the GPU, or else that of the device."""
+        kind = torch.device(self.device).type
+        if kind == "cuda":
             return torch.cuda.get_device_name(self.device)
+        if kind != "cpu":
+            return self.device
         name = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
         return f"cpu ({name}, {torch.get_num_threads()} threads)"
 

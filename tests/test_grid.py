@@ -129,12 +129,26 @@ def test_stopping_says_what_is_kept(studio: Studio, tmp_path: Path) -> None:
     assert [row.defence for row in read(log)] == ["none"]
 
 
-def test_settings_that_changed_are_measured_again() -> None:
+def test_settings_that_changed_are_measured_again(tmp_path: Path) -> None:
     row = Row(POISONED.name, {}, "", "ft", ABOUT["ft"].version, 60, 0)
-    assert missing(pairs("ft"), [row]) == []
-    assert missing(pairs("ft"), [replace(row, version=0)]) == pairs("ft")
-    assert missing(pairs("ft"), [replace(row, error="it failed")]) == pairs("ft")
-    assert missing(pairs("ft"), [replace(row, seed=1)]) == pairs("ft")
+    assert missing(pairs("ft"), [row], tmp_path) == []
+    for changed in ({"version": 0}, {"error": "it failed"}, {"seed": 1}):
+        assert missing(pairs("ft"), [replace(row, **changed)], tmp_path) == pairs("ft"), changed
+
+
+def test_a_network_trained_anew_is_measured_again(studio: Studio, tmp_path: Path) -> None:
+    """And random filters are not as many as another network lost."""
+    log = tmp_path / "grid.jsonl"
+    (row,) = run(pairs("none"), studio, log)
+    other = replace(row, weights="0" * 12)
+    assert missing(pairs("none"), [row], studio.cache) == []
+    assert missing(pairs("none"), [other], studio.cache) == pairs("none")
+    assert missing(pairs("none"), [other], tmp_path) == [], "it would have to be trained first"
+    append(log, other)
+    assert run(pairs("none"), studio, log) == [row]
+    append(log, replace(other, defence="ours", version=ABOUT["ours"].version, silenced=4))
+    (random,) = run(pairs("random"), studio, log)
+    assert "ours, which was not run before it" in str(random.error)
 
 
 def test_the_slice_is_drawn_as_the_product_draws_it(studio: Studio) -> None:

@@ -178,6 +178,11 @@ def test_of_large_pictures_fewer_go_through_at_once(edge: int, first: int) -> No
     assert (len(parts[0]), sum(map(len, parts))) == (first, 300)
 
 
+def test_a_device_is_called_by_its_name() -> None:
+    assert Compute().describe().startswith("cpu (")
+    assert Compute("mps").describe() == "mps"
+
+
 def test_bfloat16_without_pictures() -> None:
     quick = Classifier(convolutions(0), compute=Compute(bfloat16=True))
 

@@ -7,7 +7,6 @@ again. The networks come from the cache or are trained first (`victims.Studio`).
 from __future__ import annotations
 
 import functools
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +20,16 @@ from rnp_hub.bench.anp import adversarial_masks
 from rnp_hub.bench.defences import ABOUT, DEFENCES, FORCED, RANDOM, Defended, random_filters
 from rnp_hub.bench.oracle import ANP_BEST, anp_best
 from rnp_hub.bench.rows import Key, Row, append, median_seconds, read
-from rnp_hub.bench.victims import CLASSES, PREPROCESS, STYLES, TUNED_EPOCHS, Studio, Trained, Victim
+from rnp_hub.bench.victims import (
+    CLASSES,
+    PREPROCESS,
+    STYLES,
+    TUNED_EPOCHS,
+    Studio,
+    Trained,
+    Victim,
+    fingerprint,
+)
 from rnp_hub.compute import Compute
 from rnp_hub.data import DataConfig, Target, load
 from rnp_hub.errors import ConfigError, reason
@@ -213,9 +221,15 @@ class Choice:
         return [name for name in ABOUT if not self.defences or name in self.defences]
 
 
-def missing(pairs: Sequence[Pair], rows: Sequence[Row]) -> list[Pair]:
-    """Those without a row of today's settings; a row with an error counts as none."""
-    good = {row.key for row in rows if row.error is None and row.is_current}
+def missing(pairs: Sequence[Pair], rows: Sequence[Row], cache: Path) -> list[Pair]:
+    """Those without a row of today's settings; a row with an error counts as none, and so does one
+    of other weights than those that lie in the cache."""
+    there = {name: fingerprint(cache / name) for name in {pair.victim.name for pair in pairs}}
+    good = {
+        row.key
+        for row in rows
+        if row.error is None and row.is_current and there.get(row.name) in (None, row.weights)
+    }
     return [pair for pair in pairs if pair.key not in good]
 
 
@@ -242,7 +256,7 @@ def run(pairs: Sequence[Pair], studio: Studio, log: Path, say: Say = lambda _: N
         ConfigError: the log cannot be read.
         DataError: the data set cannot be read; nothing is written then.
     """
-    if missing(pairs, read(log)):
+    if missing(pairs, read(log), studio.cache):
         studio.pictures()
     try:
         for victim in dict.fromkeys(pair.victim for pair in pairs):
@@ -258,7 +272,7 @@ def run(pairs: Sequence[Pair], studio: Studio, log: Path, say: Say = lambda _: N
 def _add(pairs: Sequence[Pair], studio: Studio, log: Path, say: Say) -> None:
     """Measure what the log lacks of one network."""
     # Read anew each time: another process may be at work on the same log.
-    todo = missing(pairs, read(log))
+    todo = missing(pairs, read(log), studio.cache)
     if todo:
         say(f"{todo[0].victim.name}: {len(todo)} of {len(pairs)} to measure")
     for row in _measured(todo, studio, log) if todo else ():
@@ -290,8 +304,7 @@ class Subject:
         if trained.triggered is not None:
             twin = studio.classifier(studio.get(self.victim.clean_twin).module)
             self.twin = self._asr(twin, trained.triggered)
-        stored = (trained.folder / "model.safetensors").read_bytes()
-        self.weights = hashlib.sha256(stored).hexdigest()[:12]
+        self.weights = fingerprint(trained.folder) or ""
         self.masks: dict[Draw, Recovered] = {}
 
     def measure(self, pair: Pair, rows: Sequence[Row]) -> Row:
@@ -321,7 +334,8 @@ class Subject:
         if pair.defence == ANP_BEST:
             return self._anp_best(clean, pair.draw)
         if pair.defence == RANDOM:
-            return random_filters(_silenced_by_ours(pair, rows))(self.classifier, clean, seed)
+            count = _silenced_by_ours(pair, [row for row in rows if row.weights == self.weights])
+            return random_filters(count)(self.classifier, clean, seed)
         result = DEFENCES[pair.defence](self.classifier, clean, seed)
         if result.masks is not None:
             self.masks[pair.draw] = result.masks
@@ -448,7 +462,7 @@ def plan(pairs: Sequence[Pair], log: Path, cache: Path) -> list[Step]:
     were measured once.
     """
     steps, rows = [], read(log)
-    todo = missing(pairs, rows)
+    todo = missing(pairs, rows, cache)
     there = {folder.parent.name for folder in cache.glob("*/truth.json")}
     for victim in dict.fromkeys(pair.victim for pair in pairs):
         own = [pair for pair in todo if pair.victim == victim]

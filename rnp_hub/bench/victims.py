@@ -31,6 +31,7 @@ from rnp_hub.evaluate import Rate, accuracy
 from rnp_hub.network import Classifier, ImageSet, Normalise, augment, batches
 from rnp_hub.output import new_folder
 from rnp_hub.preprocess import Preprocess
+from rnp_hub.weights import WEIGHTS, sha256
 
 CLASSES = 10
 PREPROCESS = Preprocess(
@@ -327,7 +328,7 @@ def write(
     }
     with new_folder(folder, force=True) as place:
         (place / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-        save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
+        save_file(weights, place / WEIGHTS, metadata={"format": "pt"})
         if triggered is not None:
             _write_pictures(place / "poisoned.parquet", triggered)
         (place / "truth.json").write_text(json.dumps(truth, indent=1) + "\n")
@@ -352,11 +353,17 @@ def _png(image: Tensor) -> bytes:
 
 def read(victim: Victim, folder: Path) -> Trained:
     """A network that was written before."""
-    module = NETWORKS[victim.network].fill(load_file(folder / "model.safetensors"), str(folder))
+    module = NETWORKS[victim.network].fill(load_file(folder / WEIGHTS), str(folder))
     truth = json.loads((folder / "truth.json").read_text())
     stored = folder / "poisoned.parquet"
     triggered = _read_pictures(stored) if stored.is_file() else None
     return Trained(victim, module, triggered, truth, folder)
+
+
+def fingerprint(folder: Path) -> str | None:
+    """First twelve digits of the SHA-256 of a network's file; `None` where none lies there."""
+    file = folder / WEIGHTS
+    return sha256(file)[:12] if file.is_file() else None
 
 
 def _read_pictures(file: Path) -> ImageSet:
