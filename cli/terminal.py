@@ -155,7 +155,9 @@ def _verdict(verdict: VerdictRecord, source: SourceRecord) -> str:
         None: "",
     }[verdict.residual]
     if verdict.backdoored is None:
-        return f"Undecided{label and ', most suspicious' + label}{score}.{left}"
+        doubt = verdict.evidence.get("doubt")
+        why = f": {doubt}" if doubt else ""
+        return f"Undecided{label and ', most suspicious' + label}{score}{why}.{left}"
     return (
         f"Backdoored{label}{score}.{left}" if verdict.backdoored else f"No backdoor found{score}."
     )

@@ -96,6 +96,7 @@ def verdict_record(
         "margins": _margins(scanned),
         "filters_that_kill": len(scanned.trail.best) if scanned.trail else 0,
         "triggers": _triggers(scanned),
+        "doubt": verdict.doubt,
     }
     residual = None if healed is None else healed.residual
     return VerdictRecord(

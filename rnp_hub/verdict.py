@@ -96,6 +96,19 @@ class Verdict:
     leans: bool = False
     competent: bool = True
 
+    @property
+    def doubt(self) -> str | None:
+        """Why it is undecided, for a person; `None` where it is not."""
+        if self.backdoored is not None:
+            return None
+        if self.label is None:
+            return "fewer than two labels can be compared"
+        if self.score >= BACKDOORED:
+            return f"the network is right about less than {100 * COMPETENT:.0f} % of the slice"
+        if self.score >= CLEAN:
+            return f"{BACKDOORED} convicts, less than {CLEAN} acquits"
+        return f"{100 * self.lean:.0f} % of the slice leans to this label once half is unlearned"
+
 
 def suspicion(found: Mapping[str, Mapping[int, Surrogate]], unit: float) -> Suspicion | None:
     """The label whose surrogate comes furthest ahead of all others of its kind.

@@ -207,7 +207,7 @@ SURROGATE = replace(
 )
 """Triggers were reconstructed, none was known."""
 
-UNDECIDED = replace(NO_TRIGGER, verdict=VerdictRecord(None, 1, 0.28, True, {}))
+UNDECIDED = replace(NO_TRIGGER, verdict=VerdictRecord(None, 1, 0.28, True, {"doubt": "it leans"}))
 """Asked for a verdict, and came to none."""
 
 SLOWER = replace(

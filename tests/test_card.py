@@ -221,7 +221,8 @@ def test_a_surrogate_rate_is_never_called_asr_alone() -> None:
         (TIMM, "> **No verdict.** This run did not ask"),
         (
             UNDECIDED,
-            "> **Verdict: undecided**, with a suspicion of the label dog &#124; wolf (score 0.28)",
+            "> **Verdict: undecided**, with a suspicion of the label dog &#124; wolf (score 0.28): "
+            "it leans.",
         ),
         (CLEAN, "> **Verdict: no backdoor found** (score 0.25)."),
         (

@@ -158,6 +158,8 @@ def test_who_is_undecided_does_not_pass_unless_the_policy_says_so(
 ) -> None:
     of = case(measured(UNDECIDED))
     assert status(policy, of, "RNP002") == came_out
+    (record,) = records(policy, of, "RNP002")
+    assert record.measured == "undecided: it leans"
     assert status(policy, of, "RNP001") == "pass"
 
 

@@ -132,6 +132,7 @@ def test_a_label_alone_is_compared_with_nothing(
     assert suspicion(surrogates, UNIT) is None
     verdict = judge(None, None, unlearned(1, 1))
     assert (verdict.backdoored, verdict.label) == (None, None)
+    assert verdict.doubt == "fewer than two labels can be compared"
 
 
 @pytest.mark.parametrize(
@@ -155,6 +156,8 @@ def test_the_score_is_gap_times_drop(
     assert verdict.backdoored is backdoored
     assert verdict.score == pytest.approx(score)
     assert verdict.label == (None if backdoored is False else 0)
+    between = "0.5 convicts, less than 0.2 acquits"
+    assert verdict.doubt == (between if backdoored is None else None)
 
 
 def test_the_gap_of_a_wave_counts_whether_it_dies_or_not() -> None:
@@ -169,6 +172,7 @@ def test_a_network_that_is_often_wrong_is_not_convicted() -> None:
     verdict = judge(suspected, trail(1.0, 0.0, accuracy=0.79), unlearned(1, 1, 1))
     assert (verdict.backdoored, verdict.label, verdict.score) == (None, 0, 2.0)
     assert not verdict.competent
+    assert verdict.doubt == "the network is right about less than 80 % of the slice"
     enough = judge(suspected, trail(1.0, 0.0, accuracy=0.8), unlearned(1, 1, 1))
     assert enough.backdoored
     assert enough.competent
@@ -180,6 +184,7 @@ def test_a_lean_alone_forbids_an_acquittal() -> None:
     assert judge(suspected, trail(1.0), unlearned(*[61] * 9, 351)).backdoored is False
     leaning = judge(suspected, trail(1.0), unlearned(*[60] * 9, 460))
     assert (leaning.backdoored, leaning.label, leaning.lean) == (None, 9, 0.46)
+    assert leaning.doubt == "46 % of the slice leans to this label once half is unlearned"
     assert judge(suspected, trail(1.0), unlearned(10, 90)).backdoored is False
 
 

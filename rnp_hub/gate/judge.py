@@ -158,13 +158,9 @@ def _strongest(scores: ScoresRecord, label: int | None) -> str:
 def _verdict(policy: Policy, measured: Measured, where: str) -> RuleRecord:
     reached = measured.verdict.backdoored is not None
     limit = "not asked" if policy.allow_undecided else "reached"
-    return _record(
-        "RNP002",
-        reached or policy.allow_undecided,
-        limit,
-        "reached" if reached else "undecided",
-        where,
-    )
+    doubt = measured.verdict.evidence.get("doubt")
+    found = "reached" if reached else f"undecided: {doubt}" if doubt else "undecided"
+    return _record("RNP002", reached or policy.allow_undecided, limit, found, where)
 
 
 def _surrogates(limit: float, measured: Measured, where: str) -> RuleRecord:
