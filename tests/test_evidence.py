@@ -62,6 +62,7 @@ def test_a_summary_of_each_defence() -> None:
     ours, ft, anp = tallies.summaries(ROWS)
     assert (ours.defence, ours.networks, ours.failed) == ("ours", 3, 0)
     assert ours.asr == pytest.approx((0 + 0.02 + 0.1) / 3)
+    assert ours.above == pytest.approx((0 + 0 + 0.05) / 3), "the twins have 0.05"
     assert (ours.worst, ours.worst_on) == (0.1, "blend-a")
     assert ours.drop == pytest.approx((0.01 - 0.01 + 0.02) / 3)
     # A gain of clean accuracy is no gain of the cost.
@@ -156,7 +157,8 @@ def test_the_spread_over_slices() -> None:
 
 def test_what_was_asked_and_whether_it_is_met() -> None:
     found = {goal.what: goal for goal in tallies.goals(ROWS)}
-    assert found["mean ASR after"].measured == "0.040 over 3 networks"
+    mean = "0.040 over 3 networks; 0.017 above their clean twins"
+    assert found["mean ASR after"].measured == mean
     assert found["worst ASR after"].measured == "0.100, blend-a; its clean twin 0.050"
     assert {what: goal.met for what, goal in found.items()} == {
         "mean ASR after": False,

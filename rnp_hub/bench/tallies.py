@@ -40,6 +40,7 @@ class Summary:
         networks: how many.
         failed: on how many it gave up; they count as left as they were.
         asr, worst: mean and largest ASR after.
+        above: mean of how far ASR after is above what a clean twin has, at least 0 each.
         worst_on: the network with the largest.
         worst_twin: what a clean twin of that network has; `None` where it is not known.
         drop: mean clean accuracy lost.
@@ -53,6 +54,7 @@ class Summary:
     networks: int
     failed: int
     asr: float
+    above: float
     worst: float
     worst_on: str
     worst_twin: float | None
@@ -82,6 +84,7 @@ def _summary(defence: str, rows: Mapping[str, Row], ours: Mapping[str, Row]) -> 
         networks=len(rows),
         failed=sum(row.error is not None for row in rows.values()),
         asr=fmean(map(_after, rows.values())),
+        above=fmean(max(0.0, _after(row) - _twin(row)) for row in rows.values()),
         worst=_after(worst),
         worst_on=worst.name,
         worst_twin=worst.twin.value if worst.twin else None,
@@ -96,6 +99,10 @@ def _summary(defence: str, rows: Mapping[str, Row], ours: Mapping[str, Row]) -> 
 
 def _after(row: Row) -> float:
     return row.asr[1].value if row.asr else 0.0
+
+
+def _twin(row: Row) -> float:
+    return row.twin.value if row.twin else 0.0
 
 
 def _cost_by_attack(rows: Sequence[Row]) -> dict[str, float]:
@@ -346,11 +353,12 @@ def _healing(ours: Summary | None) -> list[Goal]:
     if ours is None:
         return []
     over = f" over {ours.networks} networks"
+    mean = f"{ours.asr:.3f}{over}; {ours.above:.3f} above their clean twins"
     worst = f"{ours.worst:.3f}, {ours.worst_on}"
     if ours.worst_twin is not None:
         worst += f"; its clean twin {ours.worst_twin:.3f}"
     return [
-        Goal("mean ASR after", "≤ 0.03", f"{ours.asr:.3f}{over}", ours.asr <= 0.03),
+        Goal("mean ASR after", "≤ 0.03", mean, ours.asr <= 0.03),
         Goal("worst ASR after", "≤ 0.15", worst, ours.worst <= 0.15),
         Goal("mean CA drop", "≤ 0.01", f"{ours.drop:+.4f}{over}", ours.drop <= 0.01),
     ]
