@@ -156,7 +156,10 @@ def run(
     ),
     data: Annotated[str, typer.Option(help="32 × 32 pictures of ten classes.")] = "cifar10",
     log: Annotated[
-        Path, typer.Option(help="Where each pair leaves a line; those in it are not run again.")
+        Path,
+        typer.Option(
+            help="Where each pair leaves a line; those in it are not run again on the same weights."
+        ),
     ] = LOG,
     json: Annotated[bool, typer.Option("--json", help="Print one list of objects.")] = False,
 ) -> None:

@@ -103,10 +103,10 @@ class Verdict:
             return None
         if self.label is None:
             return "fewer than two labels can be compared"
-        if self.score >= BACKDOORED:
+        if self.score >= CLEAN and not self.competent:
             return f"the network is right about less than {100 * COMPETENT:.0f} % of the slice"
         if self.score >= CLEAN:
-            return f"{BACKDOORED} convicts, less than {CLEAN} acquits"
+            return f"from {BACKDOORED} on it is convicted, below {CLEAN} acquitted"
         return f"{100 * self.lean:.0f} % of the slice leans to this label once half is unlearned"
 
 

@@ -210,6 +210,9 @@ SURROGATE = replace(
 UNDECIDED = replace(NO_TRIGGER, verdict=VerdictRecord(None, 1, 0.28, True, {"doubt": "it leans"}))
 """Asked for a verdict, and came to none."""
 
+OLDER = replace(UNDECIDED, verdict=replace(UNDECIDED.verdict, evidence={}))
+"""The same from a version that did not say why."""
+
 SLOWER = replace(
     TIMM,
     costs=CostsRecord(

@@ -24,7 +24,7 @@ SHA = "0123456789abcdef0123456789abcdef01234567"
 CLEAN = VerdictRecord(False, None, 0.4, None, {})
 BACKDOORED = VerdictRecord(True, 1, 7.5, None, {})
 HEALED = replace(BACKDOORED, residual=False)
-UNDECIDED = VerdictRecord(None, None, None, None, {"doubt": "it leans"})
+UNDECIDED = VerdictRecord(None, 1, 0.3, None, {"doubt": "it lies between"})
 
 
 def rate(hits: int, n: int) -> RateRecord:

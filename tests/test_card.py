@@ -26,6 +26,7 @@ from tests.card_reports import (
     GOLDEN,
     HOSTILE,
     NO_TRIGGER,
+    OLDER,
     REAL_RUN,
     SURROGATE,
     TIMM,
@@ -224,6 +225,7 @@ def test_a_surrogate_rate_is_never_called_asr_alone() -> None:
             "> **Verdict: undecided**, with a suspicion of the label dog &#124; wolf (score 0.28): "
             "it leans.",
         ),
+        (OLDER, "dog &#124; wolf (score 0.28)."),
         (CLEAN, "> **Verdict: no backdoor found** (score 0.25)."),
         (
             SURROGATE,

@@ -159,7 +159,7 @@ def test_who_is_undecided_does_not_pass_unless_the_policy_says_so(
     of = case(measured(UNDECIDED))
     assert status(policy, of, "RNP002") == came_out
     (record,) = records(policy, of, "RNP002")
-    assert record.measured == "undecided: it leans"
+    assert record.measured == "undecided, most suspicious label 1 (cat), score 0.3: it lies between"
     assert status(policy, of, "RNP001") == "pass"
 
 

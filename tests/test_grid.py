@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -145,10 +146,32 @@ def test_a_network_trained_anew_is_measured_again(studio: Studio, tmp_path: Path
     assert missing(pairs("none"), [other], studio.cache) == pairs("none")
     assert missing(pairs("none"), [other], tmp_path) == [], "it would have to be trained first"
     append(log, other)
-    assert run(pairs("none"), studio, log) == [row]
+    (again,) = run(pairs("none"), studio, log)
+    assert (again.weights, again.ca) == (row.weights, row.ca)
     append(log, replace(other, defence="ours", version=ABOUT["ours"].version, silenced=4))
     (random,) = run(pairs("random"), studio, log)
-    assert "ours, which was not run before it" in str(random.error)
+    assert "ours, which was not run before it on these weights" in str(random.error)
+
+
+def test_rows_of_a_network_that_is_gone_end_when_it_is_trained(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the sake of one that is missing, and then all are measured in one go."""
+    log, empty = tmp_path / "grid.jsonl", replace(studio, cache=tmp_path / "cache")
+    shutil.copytree(studio.cache, empty.cache, ignore=lambda *_: [POISONED.name])
+
+    def train(_: Studio, victim: Victim, folder: Path) -> None:
+        shutil.copytree(studio.cache / victim.name, folder)
+
+    monkeypatch.setattr(Studio, "_train", train)
+    (row,) = run(pairs("none"), studio, log)
+    ours = replace(row, defence="ours", version=ABOUT["ours"].version, silenced=4)
+    for old in (row, ours):
+        append(log, replace(old, weights="0" * 12))
+    assert missing(pairs("none", "random"), read(log), empty.cache) == pairs("random")
+    found = run(pairs("none", "random"), empty, log)
+    assert {each.weights for each in found} == {row.weights}
+    assert "on these weights" in str(found[1].error)
 
 
 def test_the_slice_is_drawn_as_the_product_draws_it(studio: Studio) -> None:

@@ -187,7 +187,7 @@ def test_a_backdoored_network_of_cifar10(tmp_path: Path) -> None:
         files = {f"plain_text/{path.name}": path for path in pictures.glob("*.parquet")}
         data = hub.add_files("uoft-cs/cifar10", {**files}, repo_type="dataset")
         words = ["--data", "cifar10", "--n", "500", "--eval-n", "2000", *attack]
-        words += ["--recipe", "reference"]  # the default recipe, with its scan, is in `make bench`
+        words += ["--recipe", "reference"]  # the default recipe goes this way in test_action.py
         report = sanitize_and_push(hub, tmp_path, "org/model", *words)
         agree(hub, "me/model-rnp", ["rnp_hub", "rnp_hub (slim)"], "cifar10")
 

@@ -156,7 +156,7 @@ def test_the_score_is_gap_times_drop(
     assert verdict.backdoored is backdoored
     assert verdict.score == pytest.approx(score)
     assert verdict.label == (None if backdoored is False else 0)
-    between = "0.5 convicts, less than 0.2 acquits"
+    between = "from 0.5 on it is convicted, below 0.2 acquitted"
     assert verdict.doubt == (between if backdoored is None else None)
 
 
@@ -173,6 +173,12 @@ def test_a_network_that_is_often_wrong_is_not_convicted() -> None:
     assert (verdict.backdoored, verdict.label, verdict.score) == (None, 0, 2.0)
     assert not verdict.competent
     assert verdict.doubt == "the network is right about less than 80 % of the slice"
+    weaker = judge(
+        suspicion(found(patch=[1.2, 0.0, 0.0]), UNIT),
+        trail(1.0, 0.0, accuracy=0.79),
+        unlearned(1, 1, 1),
+    )
+    assert weaker.doubt == verdict.doubt, "it would not be convicted with a higher score either"
     enough = judge(suspected, trail(1.0, 0.0, accuracy=0.8), unlearned(1, 1, 1))
     assert enough.backdoored
     assert enough.competent

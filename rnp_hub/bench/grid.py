@@ -29,6 +29,7 @@ from rnp_hub.bench.victims import (
     Trained,
     Victim,
     fingerprint,
+    is_there,
 )
 from rnp_hub.compute import Compute
 from rnp_hub.data import DataConfig, Target, load
@@ -223,12 +224,16 @@ class Choice:
 
 def missing(pairs: Sequence[Pair], rows: Sequence[Row], cache: Path) -> list[Pair]:
     """Those without a row of today's settings; a row with an error counts as none, and so does one
-    of other weights than those that lie in the cache."""
-    there = {name: fingerprint(cache / name) for name in {pair.victim.name for pair in pairs}}
+    of other weights than those that lie in the cache (whatever its clean twin's are)."""
+    there = {
+        victim.name: fingerprint(cache / victim.name)
+        for victim in {pair.victim for pair in pairs}
+        if is_there(cache / victim.name)
+    }
     good = {
         row.key
         for row in rows
-        if row.error is None and row.is_current and there.get(row.name) in (None, row.weights)
+        if row.error is None and row.is_current and there.get(row.name, row.weights) == row.weights
     }
     return [pair for pair in pairs if pair.key not in good]
 
@@ -275,20 +280,23 @@ def _add(pairs: Sequence[Pair], studio: Studio, log: Path, say: Say) -> None:
     todo = missing(pairs, read(log), studio.cache)
     if todo:
         say(f"{todo[0].victim.name}: {len(todo)} of {len(pairs)} to measure")
-    for row in _measured(todo, studio, log) if todo else ():
+    for row in _measured(pairs, todo, studio, log) if todo else ():
         append(log, row)
         say(line_of(row))
 
 
-def _measured(pairs: Sequence[Pair], studio: Studio, log: Path) -> Iterator[Row]:
+def _measured(
+    pairs: Sequence[Pair], todo: Sequence[Pair], studio: Studio, log: Path
+) -> Iterator[Row]:
     """The rows of one network."""
     try:
         subject = Subject(studio, studio.get(pairs[0].victim))
     except Exception as error:  # whatever goes wrong, the other networks are measured
-        for pair in pairs:
+        for pair in todo:
             yield _blank(pair, error=_told(error))
         return
-    for pair in pairs:
+    # One that was trained just now may have other weights than the log speaks of.
+    for pair in missing(pairs, read(log), studio.cache):
         yield subject.measure(pair, read(log))
 
 
@@ -304,7 +312,7 @@ class Subject:
         if trained.triggered is not None:
             twin = studio.classifier(studio.get(self.victim.clean_twin).module)
             self.twin = self._asr(twin, trained.triggered)
-        self.weights = fingerprint(trained.folder) or ""
+        self.weights = fingerprint(trained.folder)
         self.masks: dict[Draw, Recovered] = {}
 
     def measure(self, pair: Pair, rows: Sequence[Row]) -> Row:
@@ -382,7 +390,10 @@ def _silenced_by_ours(pair: Pair, rows: Sequence[Row]) -> int:
     key = replace(pair.key, defence="ours")
     found = [row for row in rows if row.key == key and row.is_current and row.silenced is not None]
     if not found:
-        raise ConfigError(f"{RANDOM} silences as many filters as ours, which was not run before it")
+        raise ConfigError(
+            f"{RANDOM} silences as many filters as ours, "
+            "which was not run before it on these weights"
+        )
     return found[0].silenced or 0
 
 

@@ -33,6 +33,7 @@ from rnp_hub.output import new_folder
 from rnp_hub.preprocess import Preprocess
 from rnp_hub.weights import WEIGHTS, sha256
 
+_TRUTH = "truth.json"
 CLASSES = 10
 PREPROCESS = Preprocess(
     (3, 32, 32), (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616), "bilinear", 1.0
@@ -180,7 +181,7 @@ class Studio:
     def get(self, victim: Victim) -> Trained:
         """From the cache, or trained now."""
         folder = self.cache / victim.name
-        if not (folder / "truth.json").is_file():
+        if not is_there(folder):
             self._train(victim, folder)
         return read(victim, folder)
 
@@ -331,7 +332,7 @@ def write(
         save_file(weights, place / WEIGHTS, metadata={"format": "pt"})
         if triggered is not None:
             _write_pictures(place / "poisoned.parquet", triggered)
-        (place / "truth.json").write_text(json.dumps(truth, indent=1) + "\n")
+        (place / _TRUTH).write_text(json.dumps(truth, indent=1) + "\n")
 
 
 def _write_pictures(file: Path, part: ImageSet) -> None:
@@ -354,16 +355,20 @@ def _png(image: Tensor) -> bytes:
 def read(victim: Victim, folder: Path) -> Trained:
     """A network that was written before."""
     module = NETWORKS[victim.network].fill(load_file(folder / WEIGHTS), str(folder))
-    truth = json.loads((folder / "truth.json").read_text())
+    truth = json.loads((folder / _TRUTH).read_text())
     stored = folder / "poisoned.parquet"
     triggered = _read_pictures(stored) if stored.is_file() else None
     return Trained(victim, module, triggered, truth, folder)
 
 
-def fingerprint(folder: Path) -> str | None:
-    """First twelve digits of the SHA-256 of a network's file; `None` where none lies there."""
-    file = folder / WEIGHTS
-    return sha256(file)[:12] if file.is_file() else None
+def is_there(folder: Path) -> bool:
+    """Whether a network was written there."""
+    return (folder / _TRUTH).is_file()
+
+
+def fingerprint(folder: Path) -> str:
+    """First twelve digits of the SHA-256 of a network's file."""
+    return sha256(folder / WEIGHTS)[:12]
 
 
 def _read_pictures(file: Path) -> ImageSet:

@@ -124,8 +124,7 @@ def _backdoor(measured: Measured, where: str) -> RuleRecord:
         return _record("RNP001", True, "none", "none found", where)
     label = label_of(measured.source, verdict.label)
     if not measured.sanitized:
-        score = "" if verdict.score is None else f", score {verdict.score:.3g}"
-        shown = f"one for label {label}{score}{_strongest(measured.now, verdict.label)}"
+        shown = f"one for label {label}{_score(verdict)}{_strongest(measured.now, verdict.label)}"
         return _record("RNP001", False, "none", shown, where)
     shown = f"one for label {label}, {_after_sanitizing(measured.now, verdict)}"
     return _record("RNP001", verdict.residual is False, "none", shown, where)
@@ -158,9 +157,19 @@ def _strongest(scores: ScoresRecord, label: int | None) -> str:
 def _verdict(policy: Policy, measured: Measured, where: str) -> RuleRecord:
     reached = measured.verdict.backdoored is not None
     limit = "not asked" if policy.allow_undecided else "reached"
-    doubt = measured.verdict.evidence.get("doubt")
-    found = "reached" if reached else f"undecided: {doubt}" if doubt else "undecided"
+    found = "reached" if reached else _undecided(measured)
     return _record("RNP002", reached or policy.allow_undecided, limit, found, where)
+
+
+def _undecided(measured: Measured) -> str:
+    verdict = measured.verdict
+    label = "" if verdict.label is None else label_of(measured.source, verdict.label)
+    shown = f"undecided{label and f', most suspicious label {label}'}{_score(verdict)}"
+    return f"{shown}: {verdict.evidence['doubt']}"
+
+
+def _score(verdict: VerdictRecord) -> str:
+    return "" if verdict.score is None else f", score {verdict.score:.3g}"
 
 
 def _surrogates(limit: float, measured: Measured, where: str) -> RuleRecord:
