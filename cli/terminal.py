@@ -155,9 +155,8 @@ def _verdict(verdict: VerdictRecord, source: SourceRecord) -> str:
         None: "",
     }[verdict.residual]
     if verdict.backdoored is None:
-        doubt = verdict.evidence.get("doubt")
-        why = f": {doubt}" if doubt else ""
-        return f"Undecided{label and ', most suspicious' + label}{score}{why}.{left}"
+        doubt = verdict.evidence["doubt"]
+        return f"Undecided{label and ', most suspicious' + label}{score}: {doubt}.{left}"
     return (
         f"Backdoored{label}{score}.{left}" if verdict.backdoored else f"No backdoor found{score}."
     )

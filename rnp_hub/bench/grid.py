@@ -278,21 +278,20 @@ def _add(pairs: Sequence[Pair], studio: Studio, log: Path, say: Say) -> None:
     """Measure what the log lacks of one network."""
     # Read anew each time: another process may be at work on the same log.
     todo = missing(pairs, read(log), studio.cache)
-    if todo:
-        say(f"{todo[0].victim.name}: {len(todo)} of {len(pairs)} to measure")
-    for row in _measured(pairs, todo, studio, log) if todo else ():
+    if not todo:
+        return
+    say(f"{todo[0].victim.name}: {len(todo)} of {len(pairs)} to measure")
+    for row in _measured(pairs, studio, log):
         append(log, row)
         say(line_of(row))
 
 
-def _measured(
-    pairs: Sequence[Pair], todo: Sequence[Pair], studio: Studio, log: Path
-) -> Iterator[Row]:
-    """The rows of one network."""
+def _measured(pairs: Sequence[Pair], studio: Studio, log: Path) -> Iterator[Row]:
+    """The rows that the log lacks of one network."""
     try:
         subject = Subject(studio, studio.get(pairs[0].victim))
     except Exception as error:  # whatever goes wrong, the other networks are measured
-        for pair in todo:
+        for pair in missing(pairs, read(log), studio.cache):
             yield _blank(pair, error=_told(error))
         return
     # One that was trained just now may have other weights than the log speaks of.
@@ -342,7 +341,7 @@ class Subject:
         if pair.defence == ANP_BEST:
             return self._anp_best(clean, pair.draw)
         if pair.defence == RANDOM:
-            count = _silenced_by_ours(pair, [row for row in rows if row.weights == self.weights])
+            count = _silenced_by_ours(pair, rows, self.weights)
             return random_filters(count)(self.classifier, clean, seed)
         result = DEFENCES[pair.defence](self.classifier, clean, seed)
         if result.masks is not None:
@@ -385,10 +384,11 @@ def _clean(data: str, draw: Draw) -> ImageSet:
     return found.clean.pictures
 
 
-def _silenced_by_ours(pair: Pair, rows: Sequence[Row]) -> int:
-    """How many filters `ours` silenced with the same pictures."""
+def _silenced_by_ours(pair: Pair, rows: Sequence[Row], weights: str) -> int:
+    """How many filters `ours` silenced of the same network with the same pictures."""
     key = replace(pair.key, defence="ours")
-    found = [row for row in rows if row.key == key and row.is_current and row.silenced is not None]
+    own = [row for row in rows if row.key == key and row.weights == weights]
+    found = [row for row in own if row.is_current and row.silenced is not None]
     if not found:
         raise ConfigError(
             f"{RANDOM} silences as many filters as ours, "
@@ -474,7 +474,7 @@ def plan(pairs: Sequence[Pair], log: Path, cache: Path) -> list[Step]:
     """
     steps, rows = [], read(log)
     todo = missing(pairs, rows, cache)
-    there = {folder.parent.name for folder in cache.glob("*/truth.json")}
+    there = {folder.name for folder in cache.glob("*") if is_there(folder)}
     for victim in dict.fromkeys(pair.victim for pair in pairs):
         own = [pair for pair in todo if pair.victim == victim]
         spent = sum(_seconds(pair, rows) + MEASURING * WEIGHT[victim.network] for pair in own)

@@ -102,6 +102,7 @@ def _after(row: Row) -> float:
 
 
 def _twin(row: Row) -> float:
+    """0 where it is not known, so that nothing is taken off."""
     return row.twin.value if row.twin else 0.0
 
 
