@@ -18,7 +18,6 @@ from rnp_hub.compute import Compute, mark_memory, peak_since_mark_mib
 from rnp_hub.errors import ConfigError, DataError
 from rnp_hub.guided import GuidedConfig
 from rnp_hub.heal import MAX_MASK, Healed, heal, reviewed
-from rnp_hub.hooks import scale
 from rnp_hub.network import (
     Classifier,
     ImageSet,
@@ -329,7 +328,7 @@ class _Work:
         looks = (*start, *(step.accuracy for step in healed.steps))
         pruned = pruned_of(self.original, self.sites, filters, "surrogates", looks)
         if healed.masks is not None:
-            scale(pruned.classifier.module, healed.masks)
+            healed.masks.multiply(pruned.classifier.module)
         return _Found(found.unlearned, recovered, pruned, found, healed)
 
     def refined(self, found: _Found, asked: RefineConfig) -> _Found:

@@ -20,7 +20,6 @@ from rnp_hub.report import (
     VerdictRecord,
 )
 from rnp_hub.scan import Scanned
-from rnp_hub.soften import moved
 from rnp_hub.surrogate import Surrogate
 from rnp_hub.unlearn import Unlearned
 
@@ -157,12 +156,13 @@ def _as_uri(image: Tensor) -> str:
 
 def prune_record(result: Sanitized) -> PruneRecord:
     """What was silenced, and what was tried."""
-    pruned = result.pruned
+    pruned, masks = result.pruned, result.healed and result.healed.masks
     return PruneRecord(
         rule=pruned.rule,
         threshold=pruned.threshold,
         silenced=pruned.count,
-        softened=_softened(result),
+        softened=masks.moved_filters if masks else 0,
+        softened_kernels=masks.moved_kernels if masks else 0,
         fine_tuned=result.refined.config.fine_tune if result.refined else 0,
         bn_stats=bool(result.refined and result.refined.config.bn_stats),
         refined_accuracy=round(result.refined.accuracy, 6) if result.refined else None,
@@ -172,12 +172,6 @@ def prune_record(result: Sanitized) -> PruneRecord:
         mask_histogram=_mask_histogram(result),
         tried=_tried(result),
     )
-
-
-def _softened(result: Sanitized) -> int:
-    """How many filters have another mask than 1, without being silenced."""
-    masks = result.healed and result.healed.masks
-    return moved(masks) if masks else 0
 
 
 def _mask_histogram(result: Sanitized) -> MaskHistogram | None:

@@ -154,9 +154,10 @@ class PruneRecord:
     """What was silenced, and by which rule.
 
     `tried` is empty under a fixed threshold, where filters go all at once. `softened` counts the
-    filters that stay and whose weights were multiplied by a mask. `fine_tuned` is the number of
-    epochs on the slice afterwards, `bn_stats` whether BatchNorm statistics were re-estimated there,
-    `refined_accuracy` the accuracy on the slice after either.
+    filters that stay and whose weights were multiplied by a mask, `softened_kernels` the kernels
+    that were, of these and of others. `fine_tuned` is the number of epochs on the slice afterwards,
+    `bn_stats` whether BatchNorm statistics were re-estimated there, `refined_accuracy` the accuracy
+    on the slice after either.
     """
 
     rule: str
@@ -168,14 +169,15 @@ class PruneRecord:
     mask_histogram: MaskHistogram | None = None
     tried: tuple[TriedFilter, ...] = ()
     softened: int = 0
+    softened_kernels: int = 0
     fine_tuned: int = 0
     bn_stats: bool = False
     refined_accuracy: float | None = None
 
     @property
     def changed(self) -> int:
-        """Filters whose weights are not those of the original."""
-        return self.silenced + self.softened
+        """Filters and kernels whose weights are not those of the original."""
+        return self.silenced + self.softened + self.softened_kernels
 
 
 @_strict

@@ -1,29 +1,36 @@
-"""Softening: masks between 0 and 2 on the filters that cannot go, since the clean task needs them.
+"""Softening: masks on the filters and kernels that cannot go, since the clean task needs them.
 
 A backdoor that was tuned into a finished network is spread over filters which that network needs.
-Cutting them costs what it gains; giving every filter a mask, and learning all masks together, does
-not. As in RNP's second step only the masks move, one number a filter, so that a few hundred clean
-pictures are enough; but what they are learned on is the original network, and the task is to give
+Cutting them costs what it gains; giving every filter a mask between 0 and 2, and every kernel of a
+convolution one between 0 and 1, and learning all masks together, does not. As in RNP's second step
+only the masks move; but what they are learned on is the original network, and the task is to give
 pictures with a surrogate trigger any label but the suspected one, and clean ones that of before.
 The surrogates are learned on meanwhile, against the masks: else the next best trigger would stay
 (the game of Wu and Wang 2021, *ANP*, and of Zeng et al. 2022, *I-BAU*, over masks alone).
+
+Kernels are many for a few hundred clean pictures. So the features that the head reads are to stay
+what they were too, which says far more of a picture than its label does (as in the distillation of
+Li et al. 2021, *NAD*, from the network as it was and on clean pictures alone).
 
 A mask is multiplied into the weights, so that the network keeps its architecture and its size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnp_hub.compute import seeded
 from rnp_hub.evaluate import accuracy
 from rnp_hub.guided import around, divergence
+from rnp_hub.head import features, last_linear
 from rnp_hub.hooks import gates, scale
+from rnp_hub.kernels import kernel_masks, masked_kernels, scale_kernels
 from rnp_hub.network import Classifier, ImageSet, augment
 from rnp_hub.prune import silenced_copy
 from rnp_hub.sites import Site
@@ -38,11 +45,13 @@ class SoftenConfig:
     Attributes:
         weights: of the surrogates against clean answers; the first that clean accuracy bears is
             taken.
-        learning_rate: of Adam over the masks, falling to 0 in the second half.
+        features: weight of how far features of clean pictures move, against clean answers.
+        learning_rate, kernel_rate: of Adam over the masks of filters and of kernels, falling to 0
+            in the second half.
         steps: updates.
         every, chased: between how many of them each surrogate is learned on, and by how many
             updates of its own, on half of `pictures` each.
-        largest: a mask's largest value.
+        largest: the largest mask of a filter.
         pictures, clean_pictures: with surrogates, shared among them, and without, per update.
         max_ca_drop: accuracy that may be lost on the slice and its augmented copies, besides what
             silencing took, in [0, 1].
@@ -52,8 +61,10 @@ class SoftenConfig:
         seed: of the pictures.
     """
 
-    weights: tuple[float, ...] = (0.5, 0.2, 0.1, 0.05)
+    weights: tuple[float, ...] = (3.0, 1.5, 0.7, 0.3, 0.1)
+    features: float = 10.0
     learning_rate: float = 0.05
+    kernel_rate: float = 0.03
     steps: int = 100
     every: int = 10
     chased: int = 5
@@ -73,7 +84,42 @@ class SoftenConfig:
         return ImageSet(torch.cat((clean.images, *copies)), clean.labels.repeat(1 + self.copies))
 
 
-Masks = Mapping[Site, Tensor]
+@dataclass(frozen=True)
+class Masks:
+    """What weights are multiplied by.
+
+    Attributes:
+        filters: by site, (filters,) each.
+        kernels: by name of the convolution, (filters, channels read) each.
+    """
+
+    filters: Mapping[Site, Tensor]
+    kernels: Mapping[str, Tensor]
+
+    @property
+    def moved_filters(self) -> int:
+        """How many filters have a mask that is neither 1 nor 0, to a hundredth."""
+        return sum(int(((mask > 0) & _is_moved(mask)).sum()) for mask in self.filters.values())
+
+    @property
+    def moved_kernels(self) -> int:
+        """How many kernels have a mask that is not 1, to a hundredth."""
+        return sum(int(_is_moved(mask).sum()) for mask in self.kernels.values())
+
+    @contextlib.contextmanager
+    def laid(self, module: nn.Module) -> Iterator[None]:
+        """Lie on a network while the block runs; gradients flow into them."""
+        with masked_kernels(module, self.kernels), gates(module, self.filters):
+            yield
+
+    def multiply(self, module: nn.Module) -> None:
+        """Into the weights of a network, in place and for good."""
+        scale(module, self.filters)
+        scale_kernels(module, self.kernels)
+
+
+def _is_moved(mask: Tensor) -> Tensor:
+    return (mask - 1).abs() > 0.01
 
 
 @dataclass(frozen=True)
@@ -81,7 +127,7 @@ class Softened:
     """What was learned.
 
     Attributes:
-        masks: by site, (filters,) each.
+        masks: of filters and kernels.
         weight: of the surrogates, at which they were learned.
     """
 
@@ -110,8 +156,8 @@ def soften(
         config: see `SoftenConfig`.
 
     Returns:
-        The first masks that are affordable, values in [0, `largest`]; `None` where all would cost
-        the clean task more than they may.
+        The first masks that are affordable, of filters in [0, `largest`] and of kernels in [0, 1];
+        `None` where all would cost the clean task more than they may.
     """
     config = config or SoftenConfig()
     watched = config.watched(clean)
@@ -133,13 +179,8 @@ def soften(
 def masked_copy(original: Classifier, masks: Masks) -> Classifier:
     """A copy of a network whose weights are multiplied by masks."""
     result = original.copy()
-    scale(result.module, masks)
+    masks.multiply(result.module)
     return result
-
-
-def moved(masks: Masks) -> int:
-    """How many filters have a mask that is neither 1 nor 0, to a hundredth."""
-    return sum(int(((mask > 0) & ((mask - 1).abs() > 0.01)).sum()) for mask in masks.values())
 
 
 def led_to(logits: Tensor, label: int) -> Tensor:
@@ -151,7 +192,16 @@ def led_to(logits: Tensor, label: int) -> Tensor:
     return F.softplus(logits[:, label] - others.logsumexp(1)).mean()
 
 
-def _stays(sites: Sequence[Site], silenced: Sequence[tuple[str, int]]) -> Masks:
+def strayed(found: Tensor, wanted: Tensor) -> Tensor:
+    """How far features (n, …) are from what they were, as a share of their variance over pictures.
+
+    0 where they are the same, 1 where all are their mean.
+    """
+    spread = (wanted - wanted.mean(0)).square().sum()
+    return (found - wanted).square().sum() / spread.clamp(min=1e-12)
+
+
+def _stays(sites: Sequence[Site], silenced: Sequence[tuple[str, int]]) -> dict[Site, Tensor]:
     """0 for each silenced filter, 1 for the others."""
     stays = {site: torch.ones(site.filters) for site in sites}
     by_name = {site.name: site for site in sites}
@@ -166,13 +216,14 @@ class _Lesson:
     def __init__(
         self,
         work: Classifier,
-        stays: Masks,
+        stays: Mapping[Site, Tensor],
         surrogates: Sequence[Surrogate],
         clean: Tensor,
         others: Tensor,
         config: SoftenConfig,
     ) -> None:
         self.work, self.stays, self.config = work, stays, config
+        self.head = last_linear(work.module)
         self.label = surrogates[0].label
         self.triggers = [each.trigger for each in surrogates]
         self.generator = seeded(config.seed)
@@ -184,8 +235,16 @@ class _Lesson:
         self.generator.set_state(self.drawn)
         device = self.work.compute.device
         stays = {site: mask.to(device) for site, mask in self.stays.items()}
-        masks = {site: mask.clone().requires_grad_(True) for site, mask in stays.items()}
-        optimiser = torch.optim.Adam(masks.values(), self.config.learning_rate)
+        kernels = kernel_masks(self.work.module)
+        masks = Masks(
+            {site: mask.clone().requires_grad_(True) for site, mask in stays.items()},
+            {name: mask.requires_grad_(True) for name, mask in kernels.items()},
+        )
+        groups = [
+            {"params": list(masks.filters.values()), "lr": self.config.learning_rate},
+            {"params": list(masks.kernels.values()), "lr": self.config.kernel_rate},
+        ]
+        optimiser = torch.optim.Adam([group for group in groups if group["params"]])
         steps = self.config.steps
         falling = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda done: min(1.0, 2 * (1 - done / steps))
@@ -195,19 +254,19 @@ class _Lesson:
             if step and step % self.config.every == 0:
                 chased = self._chased(chased or self.triggers, masks)
             optimiser.zero_grad()
-            with gates(self.work.module, masks):
-                self._loss(weight, [*self.triggers, *chased]).backward()
+            self._loss(weight, [*self.triggers, *chased], masks).backward()
             optimiser.step()
             falling.step()
             with torch.no_grad():
-                for site, mask in masks.items():
+                for site, mask in masks.filters.items():
                     mask.clamp_(0, self.config.largest).mul_(stays[site])
-        return {site: mask.detach().cpu() for site, mask in masks.items()}
+                for mask in masks.kernels.values():
+                    mask.clamp_(0, 1)
+        return _held(masks, "cpu")
 
     def _chased(self, triggers: Sequence[Trigger], masks: Masks) -> list[Trigger]:
         """The triggers, learned on against the masks as they are now."""
-        held = {site: mask.detach() for site, mask in masks.items()}
-        with gates(self.work.module, held):
+        with _held(masks, self.work.compute.device).laid(self.work.module):
             return [
                 chase(
                     self.work, each, self.others, self.label, self.config.chased,
@@ -216,7 +275,7 @@ class _Lesson:
                 for each in triggers
             ]  # fmt: skip
 
-    def _loss(self, weight: float, triggers: Sequence[Trigger]) -> Tensor:
+    def _loss(self, weight: float, triggers: Sequence[Trigger], masks: Masks) -> Tensor:
         index = self._some(len(self.clean), self.config.clean_pictures)
         other = self._some(len(self.others), self.config.pictures)
         # In another order each time: where pictures are few, not each trigger gets one.
@@ -226,9 +285,22 @@ class _Lesson:
             for place, part in zip(order, other.tensor_split(len(triggers)), strict=True)
             if len(part)
         ]
-        logits = self.work.logits(torch.cat((self.clean[index], *laid))).log_softmax(1)
+        with torch.no_grad(), features(self.head) as before:
+            self.work.logits(self.clean[index])
+        with masks.laid(self.work.module), features(self.head) as after:
+            logits = self.work.logits(torch.cat((self.clean[index], *laid))).log_softmax(1)
         kept = divergence(logits[: len(index)], self.answers[index])
+        for found, wanted in zip(after, before, strict=True):
+            kept = kept + self.config.features * strayed(found[: len(index)], wanted)
         return kept + weight * led_to(logits[len(index) :], self.label)
 
     def _some(self, among: int, count: int) -> Tensor:
         return torch.randperm(among, generator=self.generator)[:count]
+
+
+def _held(masks: Masks, device: str | torch.device) -> Masks:
+    """The same without gradients."""
+    return Masks(
+        {site: mask.detach().to(device) for site, mask in masks.filters.items()},
+        {name: mask.detach().to(device) for name, mask in masks.kernels.items()},
+    )

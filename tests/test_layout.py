@@ -31,6 +31,8 @@ ORDER = [
     "flow",
     "sites",
     "hooks",
+    "kernels",
+    "head",
     "unlearn",
     "recover",
     "prune",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rnp_hub.evaluate import Rate, accuracy
+from rnp_hub.head import features, last_linear
 from rnp_hub.heal import ROUNDS, SOFTENINGS, WORKS, Healed, _besides, heal
 from rnp_hub.hooks import gates, scale
 from rnp_hub.method import SanitizeConfig
@@ -20,7 +21,15 @@ from rnp_hub.progress import quiet
 from rnp_hub.recover import Recovered
 from rnp_hub.scan import ScanConfig, Scanned, scan
 from rnp_hub.sites import Site, gate_sites
-from rnp_hub.soften import Masks, SoftenConfig, Softened, led_to, masked_copy, moved, soften
+from rnp_hub.soften import (
+    Masks,
+    SoftenConfig,
+    Softened,
+    led_to,
+    masked_copy,
+    soften,
+    strayed,
+)
 from rnp_hub.surrogate import Halves, Surrogate, SurrogateConfig, again, reconstruct
 from rnp_hub.trigger_kinds import Trigger
 from tests.networks import SmallResNet, randomised, stripes
@@ -81,8 +90,10 @@ def test_the_trigger_dies_and_the_clean_task_lives(
     assert surrogate.asr.value == 1.0
     assert again(softened, surrogate, HALVES.score).asr.value <= 0.05
     assert accuracy(softened, CLEAN) >= 0.98
-    assert 1 <= moved(masks) <= 5
-    assert all(bool(((mask >= 0) & (mask <= 2)).all()) for mask in masks.values())
+    assert 1 <= masks.moved_filters <= 5
+    assert all(bool(((mask >= 0) & (mask <= 2)).all()) for mask in masks.filters.values())
+    assert masks.moved_kernels >= 1
+    assert all(bool(((mask >= 0) & (mask <= 1)).all()) for mask in masks.kernels.values())
     assert all(
         torch.equal(planted.module.state_dict()[name], each) for name, each in before.items()
     )
@@ -114,12 +125,42 @@ def test_surrogates_are_learned_on_while_masks_are(
     assert laid == {id(each) for each in (surrogate.trigger, *chased)}
 
 
+def test_features_are_at_home_where_they_were() -> None:
+    """0 where nothing has moved, 1 where all are their mean; the scale does not matter."""
+    wanted = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
+    assert strayed(wanted, wanted) == 0
+    mean = wanted.mean(0).expand_as(wanted)
+    assert strayed(mean, wanted).item() == pytest.approx(1)
+    assert strayed(7 * mean, 7 * wanted).item() == pytest.approx(1)
+
+
+def test_features_of_clean_pictures_are_kept(
+    planted: Classifier, planted_sites: tuple[Site, ...], surrogate: Surrogate
+) -> None:
+    """The more they count the less they move; without that masks learn the slice by heart."""
+
+    def moved(weight: float) -> float:
+        config = replace(CONFIG, features=weight, weights=(0.5,), max_ca_drop=1.0)
+        learned = soften(planted, planted_sites, [], [surrogate], CLEAN, HALVES, config)
+        assert learned is not None
+        with features(last_linear(planted.module)) as before:
+            planted.predict(CLEAN.images)
+        found = masked_copy(planted, learned.masks)
+        with features(last_linear(found.module)) as after:
+            found.predict(CLEAN.images)
+        return strayed(torch.cat(after), torch.cat(before)).item()
+
+    assert moved(10) < 0.5 * moved(0)
+
+
 def test_silenced_filters_stay_silenced(
     planted: Classifier, planted_sites: tuple[Site, ...], surrogate: Surrogate
 ) -> None:
     learned = soften(planted, planted_sites, [("norm", 4)], [surrogate], CLEAN, HALVES, CONFIG)
     assert learned is not None
-    assert [float(mask[4]) for site, mask in learned.masks.items() if site.name == "norm"] == [0.0]
+    assert [
+        float(mask[4]) for site, mask in learned.masks.filters.items() if site.name == "norm"
+    ] == [0.0]
 
 
 def test_what_the_clean_task_cannot_bear_is_not_taken(
@@ -150,7 +191,7 @@ def test_where_no_weight_is_affordable_the_first_within_the_utmost_is_taken(
 ) -> None:
     accuracies = iter((0.9, *kept))
     monkeypatch.setattr("rnp_hub.soften.accuracy", lambda *_: next(accuracies))
-    learned = {number: {site: torch.ones(1) for site in planted_sites} for number in (1, 2, 3)}
+    learned = {number: Masks({}, {}) for number in (1, 2, 3)}
     monkeypatch.setattr("rnp_hub.soften._Lesson.learn", lambda _, weight: learned[weight])
     monkeypatch.setattr("rnp_hub.soften.masked_copy", lambda *_: planted)
     config = replace(CONFIG, weights=(1, 2, 3), max_ca_drop=0.01, utmost=0.02)
@@ -365,8 +406,8 @@ def test_masks_that_are_learned_again_and_do_less_do_not_replace_the_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first = weakest_masks(planted, planted_sites, surrogate)
-    weaker = {site: (1 + mask) / 2 for site, mask in first.items()}
-    stronger = {site: mask**2 for site, mask in first.items()}
+    weaker = Masks({site: (1 + mask) / 2 for site, mask in first.filters.items()}, {})
+    stronger = Masks({site: mask**2 for site, mask in first.filters.items()}, {})
     for second, taken in ((weaker, first), (stronger, stronger)):
         lessons = [Softened(first, 0.5), Softened(second, 1.0)]
         monkeypatch.setattr("rnp_hub.heal.soften", lambda *_, left=lessons: left.pop(0))
@@ -390,19 +431,22 @@ def half_priced(
 
 def without_the_planted(sites: tuple[Site, ...]) -> Masks:
     """A mask of 0 on the planted filter, and of 1 on all others."""
-    masks = {site: torch.ones(site.filters) for site in sites}
-    next(mask for site, mask in masks.items() if site.name == "norm")[4] = 0
-    return masks
+    return on_the_planted(0, sites)
 
 
 def weakest_masks(planted: Classifier, sites: tuple[Site, ...], surrogate: Surrogate) -> Masks:
     """A mask on the planted filter that leaves the surrogate some of its success."""
-    masks = {site: torch.ones(site.filters) for site in sites}
-    (site,) = (site for site in sites if site.name == "norm")
-    for value in torch.linspace(1, 0, 201):
-        masks[site][4] = value
+    for value in torch.linspace(1, 0, 201).tolist():
+        masks = on_the_planted(value, sites)
         left = again(masked_copy(planted, masks), surrogate, HALVES.score).asr.value
         if left <= 0.45:
             break
     assert left > WORKS
     return masks
+
+
+def on_the_planted(value: float, sites: tuple[Site, ...]) -> Masks:
+    """A mask on the planted filter, and of 1 on all others."""
+    masks = {site: torch.ones(site.filters) for site in sites}
+    next(mask for site, mask in masks.items() if site.name == "norm")[4] = value
+    return Masks(masks, {})
