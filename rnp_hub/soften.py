@@ -34,8 +34,11 @@ from rnp_hub.kernels import kernel_masks, masked_kernels, scale_kernels
 from rnp_hub.network import Classifier, ImageSet, augment
 from rnp_hub.prune import silenced_copy
 from rnp_hub.sites import Site
-from rnp_hub.surrogate import Halves, Surrogate, chase, frozen, logits_of_all, without
+from rnp_hub.surrogate import Halves, Surrogate, again, chase, frozen, logits_of_all, without
 from rnp_hub.trigger_kinds import Trigger
+
+QUIET = 0.01
+"""Surrogate ASR up to which no heavier weight is tried."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class SoftenConfig:
     Attributes:
         weights: of the surrogates against clean answers; the first that clean accuracy bears is
             taken.
+        doublings: how often the first of them is doubled at most, while that costs no accuracy and
+            a surrogate still works.
         features: weight of how far features of clean pictures move, against clean answers.
         learning_rate, kernel_rate: of Adam over the masks of filters and of kernels, falling to 0
             in the second half.
@@ -61,7 +66,8 @@ class SoftenConfig:
         seed: of the pictures.
     """
 
-    weights: tuple[float, ...] = (3.0, 1.5, 0.7, 0.3, 0.1)
+    weights: tuple[float, ...] = (1.5, 0.7, 0.35, 0.15, 0.07)
+    doublings: int = 3
     features: float = 10.0
     learning_rate: float = 0.05
     kernel_rate: float = 0.03
@@ -156,8 +162,8 @@ def soften(
         config: see `SoftenConfig`.
 
     Returns:
-        The first masks that are affordable, of filters in [0, `largest`] and of kernels in [0, 1];
-        `None` where all would cost the clean task more than they may.
+        The affordable masks that the heaviest surrogates gave, of filters in [0, `largest`] and of
+        kernels in [0, 1]; `None` where all would cost the clean task more than they may.
     """
     config = config or SoftenConfig()
     watched = config.watched(clean)
@@ -165,15 +171,32 @@ def soften(
     stays = _stays(sites, silenced)
     others = without(halves.fit, surrogates[0].label).images
     lesson = _Lesson(frozen(original), stays, surrogates, clean.images, others, config)
+
+    def learned(weight: float) -> tuple[Softened, float]:
+        """And what they cost."""
+        masks = lesson.learn(weight)
+        return Softened(masks, weight), start - accuracy(masked_copy(original, masks), watched)
+
+    def is_quiet(found: Softened) -> bool:
+        softened = masked_copy(original, found.masks)
+        return all(again(softened, each, halves.score).asr.value <= QUIET for each in surrogates)
+
     dear: list[Softened] = []
     for weight in config.weights:
-        masks = lesson.learn(weight)
-        lost = start - accuracy(masked_copy(original, masks), watched)
+        found, lost = learned(weight)
         if lost <= config.max_ca_drop:
-            return Softened(masks, weight)
+            break
         if lost <= config.utmost:
-            dear.append(Softened(masks, weight))
-    return dear[0] if dear else None
+            dear.append(found)
+    else:
+        return dear[0] if dear else None
+    for _ in range(config.doublings):
+        if weight != config.weights[0] or lost > 0 or is_quiet(found):
+            break
+        heavier, lost = learned(2 * found.weight)
+        if lost <= 0:
+            found = heavier
+    return found
 
 
 def masked_copy(original: Classifier, masks: Masks) -> Classifier:

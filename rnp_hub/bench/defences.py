@@ -228,7 +228,7 @@ class About:
     version: int = 1
 
 
-_RECIPE = 10
+_RECIPE = 11
 """Version of the default recipe."""
 
 ABOUT: Mapping[str, About] = {
