@@ -93,7 +93,7 @@ def sanitize(
     ] = None,
     soften: Annotated[
         bool,
-        typer.Option(help="Give filters masks between 0 and 2 where pruning leaves something."),
+        typer.Option(help="Give filters and kernels masks where pruning leaves something."),
     ] = True,
     fine_tune: Annotated[
         int,

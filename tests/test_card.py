@@ -244,8 +244,14 @@ def test_softening_is_named(silenced: int) -> None:
     card = render(report)
     assert "**Softened:** pruning alone left something" in card
     assert "weights of 1,234 other filters were multiplied by masks between 0 and 2" in card
+    assert "kernels" not in card
     assert "the weights are those of the original" not in card
     assert "**Softened:**" not in render(SURROGATE)
+    with_kernels = replace(report, prune=replace(report.prune, softened_kernels=70123))
+    assert (
+        "one number a filter, and 70,123 kernels of convolutions by masks between 0 and 1, learned"
+        in render(with_kernels)
+    )
 
 
 def test_what_was_done_after_pruning_is_named() -> None:

@@ -199,6 +199,42 @@ def test_where_no_weight_is_affordable_the_first_within_the_utmost_is_taken(
     assert found == (None if taken is None else Softened(learned[taken], taken))
 
 
+@pytest.mark.parametrize(
+    ("kept", "strength", "taken"),
+    [
+        ((0.91, 0.905, 0.895), 0.5, 2),  # the third would cost half a point
+        ((0.91, 0.91, 0.91), 0.5, 4),  # and as often as allowed
+        ((0.895, 0.91), 0.5, 1),  # affordable, but not free
+        ((0.85, 0.91), 0.5, 0.5),  # too dear at first
+        ((0.91, 0.91), 0.0, 1),  # nothing is left to be ended
+    ],
+)
+def test_heavier_surrogates_are_tried_while_masks_cost_nothing(
+    planted: Classifier,
+    planted_sites: tuple[Site, ...],
+    surrogate: Surrogate,
+    monkeypatch: pytest.MonkeyPatch,
+    kept: tuple[float, ...],
+    strength: float,
+    taken: float,
+) -> None:
+    accuracies, lessons = iter((0.9, *kept)), list[float]()
+
+    def learn(_self: object, weight: float) -> Masks:
+        lessons.append(weight)
+        return Masks({}, {})
+
+    still = replace(surrogate, asr=Rate.of(round(10 * strength), 10))
+    monkeypatch.setattr("rnp_hub.soften.accuracy", lambda *_: next(accuracies))
+    monkeypatch.setattr("rnp_hub.soften._Lesson.learn", learn)
+    monkeypatch.setattr("rnp_hub.soften.again", lambda *_: still)
+    config = replace(CONFIG, weights=(1, 0.5), doublings=2, max_ca_drop=0.01)
+    found = soften(planted, planted_sites, [], [surrogate], CLEAN, HALVES, config)
+    assert found is not None
+    assert found.weight == taken
+    assert len(lessons) <= 3
+
+
 def scan_config(*, soften: bool = True) -> ScanConfig:
     config = SanitizeConfig.of(flip=False, soften=soften).scan
     assert config is not None
