@@ -1,28 +1,52 @@
-"""The head of a network, its last linear layer, and the features that it reads."""
+"""The heads of a network, which give its logits, and the features that they read."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor, nn
 
+from rnp_hub.network import Classifier
 
-def last_linear(module: nn.Module) -> nn.Linear | None:
-    """The layer whose outputs are the logits; `None` where there is no linear layer."""
-    found = [part for part in module.modules() if isinstance(part, nn.Linear)]
-    return found[-1] if found else None
+
+@torch.no_grad()
+def heads(classifier: Classifier, images: Tensor) -> list[nn.Module]:
+    """Linear layers and convolutions that give each picture one number a class.
+
+    One for most networks; more where several answer together; none where logits are made in
+    another way.
+
+    Args:
+        classifier: in evaluation mode.
+        images: (n, C, H, W), as stored, n ≥ 2.
+    """
+    shapes: dict[nn.Module, list[tuple[int, ...]]] = {}
+
+    def note(layer: nn.Module, _inputs: object, output: Tensor) -> None:
+        shapes.setdefault(layer, []).append(tuple(output.flatten(1).shape))
+
+    with contextlib.ExitStack() as stack:
+        for part in classifier.module.modules():
+            if isinstance(part, nn.Linear | nn.Conv2d):
+                stack.enter_context(part.register_forward_hook(note))
+        logits = classifier.logits(images)
+    return [part for part, found in shapes.items() if found == [tuple(logits.shape)]]
 
 
 @contextlib.contextmanager
-def features(head: nn.Linear | None) -> Iterator[list[Tensor]]:
-    """What the head reads while the block runs, (n, …, features), one tensor each time it is asked.
+def features(heads: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """What heads read while the block runs: (n, …), one tensor each time that one is asked.
 
-    Nothing where there is no head. Gradients flow.
+    Gradients flow.
     """
     read: list[Tensor] = []
-    if head is None:
-        yield read
-        return
-    with head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].float())):
+
+    def note(_head: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        read.append(inputs[0].float())
+
+    with contextlib.ExitStack() as stack:
+        for head in heads:
+            stack.enter_context(head.register_forward_pre_hook(note))
         yield read

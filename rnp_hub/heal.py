@@ -40,7 +40,7 @@ class Healed:
     Attributes:
         steps: the silenced filters in order, with accuracy and surrogate ASR after each; none where
             cutting did not help and masks did.
-        masks: by which all filters are multiplied besides; `None` where pruning was enough, or
+        masks: by which weights are multiplied besides; `None` where pruning was enough, or
             softening too dear or no better.
         left: the surrogates of the scan, and those reconstructed last, on the healed network.
         residual: a surrogate still works, or a new one stands out.
@@ -171,7 +171,8 @@ class _Healing:
     def softened(
         self, pruned: Healed, known: Sequence[Surrogate], doubtful: Sequence[Surrogate]
     ) -> Healed | None:
-        """With masks on the filters that stay; `None` where that is too dear or no better.
+        """With masks on the filters that stay and on kernels; `None` where that is too dear or no
+        better.
 
         Where there are doubtful ones it is these that masks have to be better against, and what is
         reconstructed afterwards; and they may cost half as much, since nothing may be left. Where

@@ -114,8 +114,8 @@ class SanitizeConfig:
         """The settings of a recipe.
 
         `default` scans first; what it convicts loses the filters that its surrogates need, and
-        where that leaves something, or may, and `soften` is true, the others are given masks;
-        what it acquits is left alone. With a `threshold` there is no scan.
+        where that leaves something, or may, and `soften` is true, the others and kernels are given
+        masks; what it acquits is left alone. With a `threshold` there is no scan.
         `reference` has the numbers of the authors' code (stop at 20 %, weight decay 5e-4, clipping
         that clips nothing), `paper` those of the paper (stop at 10 %, weight decay 5e-2); both take
         ≤ 20 epochs of SGD at 0.01 and, since neither says where to stop, prune by accuracy.
@@ -167,7 +167,7 @@ class Sanitized:
 
     Attributes:
         module: the drop-in: the caller's architecture, weights of 0 for every silenced filter, and
-            masks multiplied into the others where the network was softened; all of them other
+            masks multiplied into others where the network was softened; all of them other
             than they were where it was refined.
         slim: the smaller network that computes the same, and the proof.
         unlearned, recovered, pruned: what each stage found; no masks are learned for a network that

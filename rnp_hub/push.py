@@ -375,6 +375,7 @@ def _description(report: RunReport, deleted: tuple[str, ...]) -> str:
         f"Source: {source.repo_id or 'a local folder'}" + (f"@{source.sha}" if source.sha else ""),
         f"Filters: {prune.silenced} of {prune.filters} silenced, {slim.removed} removed"
         + (f", {prune.softened} softened" if prune.softened else "")
+        + (f", {prune.softened_kernels} kernels softened" if prune.softened_kernels else "")
         + (f", {prune.fine_tuned} epochs of fine-tuning" if prune.fine_tuned else "")
         + (", BatchNorm statistics re-estimated" if prune.bn_stats else ""),
         f"Clean accuracy: {before.value:.2%} before, {after.value:.2%} after (n = {after.n})",

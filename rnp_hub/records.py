@@ -161,7 +161,7 @@ def prune_record(result: Sanitized) -> PruneRecord:
         rule=pruned.rule,
         threshold=pruned.threshold,
         silenced=pruned.count,
-        softened=masks.moved_filters if masks else 0,
+        softened=masks.moved_filters - pruned.count if masks else 0,
         softened_kernels=masks.moved_kernels if masks else 0,
         fine_tuned=result.refined.config.fine_tune if result.refined else 0,
         bn_stats=bool(result.refined and result.refined.config.bn_stats),

@@ -175,9 +175,9 @@ class PruneRecord:
     refined_accuracy: float | None = None
 
     @property
-    def changed(self) -> int:
-        """Filters and kernels whose weights are not those of the original."""
-        return self.silenced + self.softened + self.softened_kernels
+    def changed(self) -> bool:
+        """Whether a weight is not that of the original."""
+        return bool(self.silenced or self.softened or self.softened_kernels)
 
 
 @_strict

@@ -10,7 +10,8 @@ The surrogates are learned on meanwhile, against the masks: else the next best t
 
 Kernels are many for a few hundred clean pictures. So the features that the head reads are to stay
 what they were too, which says far more of a picture than its label does (as in the distillation of
-Li et al. 2021, *NAD*, from the network as it was and on clean pictures alone).
+Li et al. 2021, *NAD*; here from the network as it was, on clean pictures alone). Where no layer is
+known to give the logits, kernels have no masks.
 
 A mask is multiplied into the weights, so that the network keeps its architecture and its size.
 """
@@ -28,7 +29,7 @@ from torch.nn import functional as F
 from rnp_hub.compute import seeded
 from rnp_hub.evaluate import accuracy
 from rnp_hub.guided import around, divergence
-from rnp_hub.head import features, last_linear
+from rnp_hub.head import features, heads
 from rnp_hub.hooks import gates, scale
 from rnp_hub.kernels import kernel_masks, masked_kernels, scale_kernels
 from rnp_hub.network import Classifier, ImageSet, augment
@@ -38,7 +39,7 @@ from rnp_hub.surrogate import Halves, Surrogate, again, chase, frozen, logits_of
 from rnp_hub.trigger_kinds import Trigger
 
 QUIET = 0.01
-"""Surrogate ASR up to which no heavier weight is tried."""
+"""Surrogate ASR, in [0, 1], up to which no heavier weight is tried."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class SoftenConfig:
             taken.
         doublings: how often the first of them is doubled at most, while that costs no accuracy and
             a surrogate still works.
-        features: weight of how far features of clean pictures move, against clean answers.
+        feature_weight: of how far features of clean pictures move, against clean answers.
         learning_rate, kernel_rate: of Adam over the masks of filters and of kernels, falling to 0
             in the second half.
         steps: updates.
@@ -68,7 +69,7 @@ class SoftenConfig:
 
     weights: tuple[float, ...] = (1.5, 0.7, 0.35, 0.15, 0.07)
     doublings: int = 3
-    features: float = 10.0
+    feature_weight: float = 10.0
     learning_rate: float = 0.05
     kernel_rate: float = 0.03
     steps: int = 100
@@ -90,13 +91,14 @@ class SoftenConfig:
         return ImageSet(torch.cat((clean.images, *copies)), clean.labels.repeat(1 + self.copies))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Masks:
     """What weights are multiplied by.
 
     Attributes:
-        filters: by site, (filters,) each.
-        kernels: by name of the convolution, (filters, channels read) each.
+        filters: by site, (filters,) each; 0 where one is silenced.
+        kernels: by name of the convolution, (filters, channels read) each; none where it is not
+            known which features are to be kept.
     """
 
     filters: Mapping[Site, Tensor]
@@ -104,8 +106,8 @@ class Masks:
 
     @property
     def moved_filters(self) -> int:
-        """How many filters have a mask that is neither 1 nor 0, to a hundredth."""
-        return sum(int(((mask > 0) & _is_moved(mask)).sum()) for mask in self.filters.values())
+        """How many filters have a mask that is not 1, to a hundredth; the silenced ones too."""
+        return sum(int(_is_moved(mask).sum()) for mask in self.filters.values())
 
     @property
     def moved_kernels(self) -> int:
@@ -162,8 +164,9 @@ def soften(
         config: see `SoftenConfig`.
 
     Returns:
-        The affordable masks that the heaviest surrogates gave, of filters in [0, `largest`] and of
-        kernels in [0, 1]; `None` where all would cost the clean task more than they may.
+        Masks of filters in [0, `largest`] and of kernels in [0, 1], learned with the first weight
+        that is affordable, or heavier ones that cost nothing; `None` where all would cost the clean
+        task more than they may.
     """
     config = config or SoftenConfig()
     watched = config.watched(clean)
@@ -172,31 +175,42 @@ def soften(
     others = without(halves.fit, surrogates[0].label).images
     lesson = _Lesson(frozen(original), stays, surrogates, clean.images, others, config)
 
-    def learned(weight: float) -> tuple[Softened, float]:
-        """And what they cost."""
+    def learned(weight: float) -> _Attempt:
         masks = lesson.learn(weight)
-        return Softened(masks, weight), start - accuracy(masked_copy(original, masks), watched)
+        network = masked_copy(original, masks)
+        return _Attempt(Softened(masks, weight), network, start - accuracy(network, watched))
 
-    def is_quiet(found: Softened) -> bool:
-        softened = masked_copy(original, found.masks)
-        return all(again(softened, each, halves.score).asr.value <= QUIET for each in surrogates)
+    def is_quiet(network: Classifier) -> bool:
+        return all(again(network, each, halves.score).asr.value <= QUIET for each in surrogates)
 
     dear: list[Softened] = []
     for weight in config.weights:
-        found, lost = learned(weight)
-        if lost <= config.max_ca_drop:
+        attempt = learned(weight)
+        if attempt.lost <= config.max_ca_drop:
             break
-        if lost <= config.utmost:
-            dear.append(found)
+        if attempt.lost <= config.utmost:
+            dear.append(attempt.softened)
     else:
         return dear[0] if dear else None
+    if weight != config.weights[0]:
+        return attempt.softened
     for _ in range(config.doublings):
-        if weight != config.weights[0] or lost > 0 or is_quiet(found):
+        if attempt.lost > 0 or is_quiet(attempt.network):
             break
-        heavier, lost = learned(2 * found.weight)
-        if lost <= 0:
-            found = heavier
-    return found
+        heavier = learned(2 * attempt.softened.weight)
+        if heavier.lost > 0:
+            break
+        attempt = heavier
+    return attempt.softened
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """Masks, the network under them, and the accuracy that they cost."""
+
+    softened: Softened
+    network: Classifier
+    lost: float
 
 
 def masked_copy(original: Classifier, masks: Masks) -> Classifier:
@@ -218,10 +232,12 @@ def led_to(logits: Tensor, label: int) -> Tensor:
 def strayed(found: Tensor, wanted: Tensor) -> Tensor:
     """How far features (n, …) are from what they were, as a share of their variance over pictures.
 
-    0 where they are the same, 1 where all are their mean.
+    0 where they are the same, 1 where all are their mean. Features that hardly differ between
+    pictures count as if they did by a thousandth of their size.
     """
     spread = (wanted - wanted.mean(0)).square().sum()
-    return (found - wanted).square().sum() / spread.clamp(min=1e-12)
+    least = 1e-6 * wanted.square().sum() + torch.finfo(wanted.dtype).tiny
+    return (found - wanted).square().sum() / spread.maximum(least)
 
 
 def _stays(sites: Sequence[Site], silenced: Sequence[tuple[str, int]]) -> dict[Site, Tensor]:
@@ -246,19 +262,23 @@ class _Lesson:
         config: SoftenConfig,
     ) -> None:
         self.work, self.stays, self.config = work, stays, config
-        self.head = last_linear(work.module)
         self.label = surrogates[0].label
         self.triggers = [each.trigger for each in surrogates]
         self.generator = seeded(config.seed)
         self.clean, self.others = around(clean, self.generator, flip=config.flip), others
         self.drawn = self.generator.get_state()
-        self.answers = logits_of_all(work, self.clean).log_softmax(1)
+        self.heads = heads(work, self.clean[:2])
+        with features(self.heads) as read:
+            self.answers = logits_of_all(work, self.clean).log_softmax(1)
+        parts = [read[place :: len(self.heads)] for place in range(len(self.heads))]
+        self.features = [torch.cat(part) for part in parts]
 
     def learn(self, weight: float) -> Masks:
         self.generator.set_state(self.drawn)
         device = self.work.compute.device
         stays = {site: mask.to(device) for site, mask in self.stays.items()}
-        kernels = kernel_masks(self.work.module)
+        # Kernels are too many to be learned on answers alone.
+        kernels = kernel_masks(self.work.module) if self.heads else {}
         masks = Masks(
             {site: mask.clone().requires_grad_(True) for site, mask in stays.items()},
             {name: mask.requires_grad_(True) for name, mask in kernels.items()},
@@ -308,13 +328,11 @@ class _Lesson:
             for place, part in zip(order, other.tensor_split(len(triggers)), strict=True)
             if len(part)
         ]
-        with torch.no_grad(), features(self.head) as before:
-            self.work.logits(self.clean[index])
-        with masks.laid(self.work.module), features(self.head) as after:
+        with masks.laid(self.work.module), features(self.heads) as read:
             logits = self.work.logits(torch.cat((self.clean[index], *laid))).log_softmax(1)
         kept = divergence(logits[: len(index)], self.answers[index])
-        for found, wanted in zip(after, before, strict=True):
-            kept = kept + self.config.features * strayed(found[: len(index)], wanted)
+        for found, wanted in zip(read, self.features, strict=True):
+            kept = kept + self.config.feature_weight * strayed(found[: len(index)], wanted[index])
         return kept + weight * led_to(logits[len(index) :], self.label)
 
     def _some(self, among: int, count: int) -> Tensor:

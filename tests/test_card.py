@@ -252,6 +252,8 @@ def test_softening_is_named(silenced: int) -> None:
         "one number a filter, and 70,123 kernels of convolutions by masks between 0 and 1, learned"
         in render(with_kernels)
     )
+    alone = replace(SURROGATE.prune, silenced=0, softened=0, softened_kernels=7)
+    assert "and 7 kernels of convolutions" in render(replace(SURROGATE, prune=alone))
 
 
 def test_what_was_done_after_pruning_is_named() -> None:

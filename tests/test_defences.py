@@ -17,7 +17,6 @@ from rnp_hub.bench import cleanse, ibau, tuning
 from rnp_hub.bench.anp import AnpConfig, Shifted, adversarial_masks
 from rnp_hub.bench.defences import DEFENCES, random_filters
 from rnp_hub.bench.oracle import anp_best
-from rnp_hub.head import last_linear
 from rnp_hub.hooks import gates
 from rnp_hub.network import Classifier, ImageSet
 from rnp_hub.sites import gate_sites
@@ -124,8 +123,7 @@ def test_fine_pruning_takes_the_least_active_features_first() -> None:
 
 def test_fine_pruned_features_stay_silent(classifier: Classifier, clean: ImageSet) -> None:
     module, count = tuning.fine_pruned(classifier, clean, 0)
-    head = last_linear(module)
-    assert head is not None
+    head = tuning.last_linear(module)
     assert int((head.weight == 0).all(0).sum()) == count > 0
 
 

@@ -187,6 +187,10 @@ def test_the_summary_of_a_softened_model() -> None:
     assert SANITIZED.sanitized is not None
     softened = replace(SANITIZED, sanitized=replace(SANITIZED.sanitized, softened=12))
     assert "29 of 784 filters were cut, 12 softened; it lies in" in summary(softened)
+    kernels = replace(SANITIZED.sanitized, softened=12, softened_kernels=340)
+    assert "cut, 12 softened, 340 kernels too; it lies" in summary(
+        replace(SANITIZED, sanitized=kernels)
+    )
 
 
 def test_hostile_names_stay_text_in_the_summary() -> None:

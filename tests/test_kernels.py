@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from rnp_hub.errors import ModelError
 from rnp_hub.kernels import kernel_masks, masked_kernels, scale_kernels
 from tests.networks import SmallResNet, randomised
 
@@ -43,6 +44,23 @@ def test_each_convolution_has_a_mask_for_each_pair_of_channels(network: nn.Modul
 
 def test_a_weight_that_is_computed_has_none() -> None:
     assert kernel_masks(parametrizations.weight_norm(nn.Conv2d(3, 4, 3))) == {}
+
+
+def test_a_weight_of_two_layers_has_none() -> None:
+    """It would be multiplied twice."""
+    pair = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1))
+    pair[1].weight = pair[0].weight
+    assert list(kernel_masks(pair)) == ["2"]
+
+
+def test_masks_of_another_architecture(network: nn.Module) -> None:
+    masks = {"stem.1": torch.ones(8, 1)}
+    sentence = r"`stem.1` has kernels of shape \(8, 3\) but their mask has shape \(8, 1\)"
+    with pytest.raises(ModelError, match=sentence):
+        scale_kernels(network, masks)
+    with pytest.raises(ModelError, match=sentence), masked_kernels(network, masks):
+        pass
+    assert all(isinstance(each, nn.Parameter) for each in network.parameters())
 
 
 def test_multiplied_in_is_what_was_laid_on(network: nn.Module, pictures: Tensor) -> None:

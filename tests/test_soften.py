@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rnp_hub.evaluate import Rate, accuracy
-from rnp_hub.head import features, last_linear
+from rnp_hub.head import features, heads
 from rnp_hub.heal import ROUNDS, SOFTENINGS, WORKS, Healed, _besides, heal
 from rnp_hub.hooks import gates, scale
 from rnp_hub.method import SanitizeConfig
@@ -67,6 +67,45 @@ def test_weights_times_a_mask_are_the_gate() -> None:
     assert not torch.allclose(plain, gated, atol=0.01)
 
 
+def test_masks_of_filters_and_kernels_together_are_what_is_laid_on(
+    planted: Classifier, planted_sites: tuple[Site, ...]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = Masks(
+        {site: 2 * torch.rand(site.filters, generator=generator) for site in planted_sites},
+        {"look": torch.rand(5, 3, generator=generator)},
+    )
+    network = planted.copy()
+    with masks.laid(network.module):
+        laid = network.logits(CLEAN.images)
+    assert torch.equal(network.logits(CLEAN.images), planted.logits(CLEAN.images))
+    masks.multiply(network.module)
+    torch.testing.assert_close(network.logits(CLEAN.images), laid, rtol=0, atol=1e-3)
+    assert (network.logits(CLEAN.images) - planted.logits(CLEAN.images)).abs().max() > 1
+
+
+def test_all_masks_that_are_not_one_have_moved() -> None:
+    masks = Masks(
+        {Site("norm", 4): torch.tensor([0, 0.5, 1.005, 2])},
+        {"conv": torch.tensor([[1, 0.98], [0, 0.995]])},
+    )
+    assert (masks.moved_filters, masks.moved_kernels) == (3, 2)
+
+
+def test_without_a_head_kernels_have_no_masks(
+    planted: Classifier,
+    planted_sites: tuple[Site, ...],
+    surrogate: Surrogate,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = replace(CONFIG, doublings=0)
+    monkeypatch.setattr("rnp_hub.soften.heads", lambda *_: [])
+    learned = soften(planted, planted_sites, [], [surrogate], CLEAN, HALVES, config)
+    assert learned is not None
+    assert not learned.masks.kernels
+    assert learned.masks.moved_filters > 0
+
+
 def test_being_led_is_the_likelihood_of_another_label() -> None:
     """And has a slope where the label is as good as certain."""
     logits = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -86,7 +125,7 @@ def test_the_trigger_dies_and_the_clean_task_lives(
     learned = soften(planted, planted_sites, [], [surrogate], CLEAN, HALVES, CONFIG)
     assert learned is not None
     masks, softened = learned.masks, masked_copy(planted, learned.masks)
-    assert learned.weight == CONFIG.weights[0]
+    assert learned.weight >= CONFIG.weights[0]
     assert surrogate.asr.value == 1.0
     assert again(softened, surrogate, HALVES.score).asr.value <= 0.05
     assert accuracy(softened, CLEAN) >= 0.98
@@ -132,6 +171,8 @@ def test_features_are_at_home_where_they_were() -> None:
     mean = wanted.mean(0).expand_as(wanted)
     assert strayed(mean, wanted).item() == pytest.approx(1)
     assert strayed(7 * mean, 7 * wanted).item() == pytest.approx(1)
+    assert strayed(1.001 * wanted[:1], wanted[:1]).item() == pytest.approx(1, rel=1e-3)
+    assert strayed(wanted[:1] * 0, wanted[:1] * 0) == 0
 
 
 def test_features_of_clean_pictures_are_kept(
@@ -140,13 +181,15 @@ def test_features_of_clean_pictures_are_kept(
     """The more they count the less they move; without that masks learn the slice by heart."""
 
     def moved(weight: float) -> float:
-        config = replace(CONFIG, features=weight, weights=(0.5,), max_ca_drop=1.0)
+        config = replace(
+            CONFIG, feature_weight=weight, weights=(0.5,), doublings=0, max_ca_drop=1.0
+        )
         learned = soften(planted, planted_sites, [], [surrogate], CLEAN, HALVES, config)
         assert learned is not None
-        with features(last_linear(planted.module)) as before:
-            planted.predict(CLEAN.images)
         found = masked_copy(planted, learned.masks)
-        with features(last_linear(found.module)) as after:
+        with features(heads(planted, CLEAN.images[:2])) as before:
+            planted.predict(CLEAN.images)
+        with features(heads(found, CLEAN.images[:2])) as after:
             found.predict(CLEAN.images)
         return strayed(torch.cat(after), torch.cat(before)).item()
 
@@ -191,22 +234,22 @@ def test_where_no_weight_is_affordable_the_first_within_the_utmost_is_taken(
 ) -> None:
     accuracies = iter((0.9, *kept))
     monkeypatch.setattr("rnp_hub.soften.accuracy", lambda *_: next(accuracies))
-    learned = {number: Masks({}, {}) for number in (1, 2, 3)}
+    learned: dict[float, Masks] = {number: Masks({}, {}) for number in (1, 2, 3)}
     monkeypatch.setattr("rnp_hub.soften._Lesson.learn", lambda _, weight: learned[weight])
     monkeypatch.setattr("rnp_hub.soften.masked_copy", lambda *_: planted)
     config = replace(CONFIG, weights=(1, 2, 3), max_ca_drop=0.01, utmost=0.02)
     found = soften(planted, planted_sites, [], [surrogate], CLEAN, HALVES, config)
-    assert found == (None if taken is None else Softened(learned[taken], taken))
+    assert (found and found.masks) is (learned[taken] if taken else None)
 
 
 @pytest.mark.parametrize(
-    ("kept", "strength", "taken"),
+    ("kept", "strength", "tried", "taken"),
     [
-        ((0.91, 0.905, 0.895), 0.5, 2),  # the third would cost half a point
-        ((0.91, 0.91, 0.91), 0.5, 4),  # and as often as allowed
-        ((0.895, 0.91), 0.5, 1),  # affordable, but not free
-        ((0.85, 0.91), 0.5, 0.5),  # too dear at first
-        ((0.91, 0.91), 0.0, 1),  # nothing is left to be ended
+        ((0.91, 0.905, 0.895), 0.5, [1, 2, 4], 2),  # the third would cost half a point
+        ((0.91, 0.91, 0.91, 0.91), 0.5, [1, 2, 4], 4),  # no more often than allowed
+        ((0.895, 0.91), 0.5, [1], 1),  # affordable, but not free
+        ((0.85, 0.91, 0.91), 0.5, [1, 0.5], 0.5),  # too dear at first
+        ((0.91, 0.91), 0.0, [1], 1),  # nothing is left to be ended
     ],
 )
 def test_heavier_surrogates_are_tried_while_masks_cost_nothing(
@@ -216,6 +259,7 @@ def test_heavier_surrogates_are_tried_while_masks_cost_nothing(
     monkeypatch: pytest.MonkeyPatch,
     kept: tuple[float, ...],
     strength: float,
+    tried: list[float],
     taken: float,
 ) -> None:
     accuracies, lessons = iter((0.9, *kept)), list[float]()
@@ -232,7 +276,7 @@ def test_heavier_surrogates_are_tried_while_masks_cost_nothing(
     found = soften(planted, planted_sites, [], [surrogate], CLEAN, HALVES, config)
     assert found is not None
     assert found.weight == taken
-    assert len(lessons) <= 3
+    assert lessons == tried
 
 
 def scan_config(*, soften: bool = True) -> ScanConfig:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnp_hub.errors import ModelError
-from rnp_hub.head import features, last_linear
 from rnp_hub.network import Classifier, ImageSet, evaluation_mode, on_cpu
 from rnp_hub.tune import Tuning, tune
 
@@ -45,7 +44,7 @@ def fine_pruned(classifier: Classifier, clean: ImageSet, seed: int) -> tuple[nn.
         The network and the number of features silenced.
     """
     pruned = classifier.copy()
-    head = _head_of(pruned.module)
+    head = last_linear(pruned.module)
     alive = _needed(head, _features(pruned, head, clean.images), clean.labels)
     with _muted(head, alive):
         tune(pruned, clean, Tuning(), seed)
@@ -54,25 +53,27 @@ def fine_pruned(classifier: Classifier, clean: ImageSet, seed: int) -> tuple[nn.
     return on_cpu(pruned.module), int((~alive).sum())
 
 
-def _head_of(module: nn.Module) -> nn.Linear:
+def last_linear(module: nn.Module) -> nn.Linear:
     """The layer whose outputs are the logits.
 
     Raises:
         ModelError: there is no linear layer.
     """
-    head = last_linear(module)
-    if head is None:
+    found = [part for part in module.modules() if isinstance(part, nn.Linear)]
+    if not found:
         raise ModelError(
             f"{type(module).__name__} has no linear layer whose inputs could be pruned; "
             "leave out the defence `fp`"
         )
-    return head
+    return found[-1]
 
 
 @torch.no_grad()
 def _features(classifier: Classifier, head: nn.Linear, images: Tensor) -> Tensor:
     """(n, features), float32: what the head reads."""
-    with features(head) as read, evaluation_mode(classifier.module):
+    read: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].float()))
+    with hook, evaluation_mode(classifier.module):
         for part in classifier.compute.parts(images):
             classifier.logits(part)
     return torch.cat(read)

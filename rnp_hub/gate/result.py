@@ -56,7 +56,7 @@ class SanitizedRecord:
         folder: where it lies.
         filters, silenced: of the network, and how many of them were cut.
         after: what the result was measured to do.
-        softened: how many of the others were given masks.
+        softened, softened_kernels: how many of the others were given masks, and how many kernels.
     """
 
     folder: str
@@ -64,6 +64,7 @@ class SanitizedRecord:
     silenced: int
     after: ScoresRecord
     softened: int = 0
+    softened_kernels: int = 0
 
 
 @_strict

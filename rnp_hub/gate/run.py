@@ -276,7 +276,8 @@ def _sanitized(asked: GateJob, run: ScanReport | RunReport | None) -> SanitizedR
         return None
     folder = str(asked.sanitize.folder)
     prune = run.prune
-    return SanitizedRecord(folder, prune.filters, prune.silenced, run.after, prune.softened)
+    softened = prune.softened, prune.softened_kernels
+    return SanitizedRecord(folder, prune.filters, prune.silenced, run.after, *softened)
 
 
 # --- publishing -----------------------------------------------------------------------------------

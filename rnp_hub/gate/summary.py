@@ -41,6 +41,7 @@ def _outcome(report: GateReport) -> Iterator[str]:
     if report.sanitized is not None:
         made = report.sanitized
         softened = f", {made.softened} softened" if made.softened else ""
+        softened += f", {made.softened_kernels} kernels too" if made.softened_kernels else ""
         done = f"{made.silenced} of {made.filters} filters were cut{softened}"
         yield f"Sanitized: {done}; it lies in {code(made.folder)}."
     if report.pushed is not None:
