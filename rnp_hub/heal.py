@@ -217,7 +217,12 @@ class _Healing:
             judged = [*judged, *self._judges(working)]
             most = self._strongest(found, judged)
             heavier = tuple(factor * learned.weight for factor in HEAVIER)
-            asked = replace(asked, weights=heavier, utmost=asked.max_ca_drop)
+            asked = replace(
+                asked,
+                weights=heavier,
+                utmost=asked.max_ca_drop,
+                kernels=bool(learned.masks.kernels),
+            )
         return best
 
     def _cost(self, steps: Sequence[Step]) -> float:

@@ -11,7 +11,8 @@ The surrogates are learned on meanwhile, against the masks: else the next best t
 Kernels are many for a few hundred clean pictures. So the features that the head reads are to stay
 what they were too, which says far more of a picture than its label does (as in the distillation of
 Li et al. 2021, *NAD*; here from the network as it was, on clean pictures alone). Where no layer is
-known to give the logits, kernels have no masks.
+known to give the logits, kernels have no masks; nor where they only make it dearer, as in networks
+of many layers whose kernels are single weights.
 
 A mask is multiplied into the weights, so that the network keeps its architecture and its size.
 """
@@ -49,6 +50,8 @@ class SoftenConfig:
     Attributes:
         weights: of the surrogates against clean answers; the first that clean accuracy bears is
             taken.
+        kernels: whether they have masks; where that is `None`, unless the first weight is too dear
+            with them and costs less without.
         doublings: how often the first of them is doubled at most, while that costs no accuracy and
             a surrogate still works.
         feature_weight: of how far features of clean pictures move, against clean answers.
@@ -68,6 +71,7 @@ class SoftenConfig:
     """
 
     weights: tuple[float, ...] = (1.5, 0.7, 0.35, 0.15, 0.07)
+    kernels: bool | None = None
     doublings: int = 3
     feature_weight: float = 10.0
     learning_rate: float = 0.05
@@ -97,8 +101,7 @@ class Masks:
 
     Attributes:
         filters: by site, (filters,) each; 0 where one is silenced.
-        kernels: by name of the convolution, (filters, channels read) each; none where it is not
-            known which features are to be kept.
+        kernels: by name of the convolution, (filters, channels read) each, or none.
     """
 
     filters: Mapping[Site, Tensor]
@@ -169,48 +172,55 @@ def soften(
         task more than they may.
     """
     config = config or SoftenConfig()
-    watched = config.watched(clean)
-    start = accuracy(silenced_copy(original, sites, silenced), watched) - 0.5 / len(watched)
     stays = _stays(sites, silenced)
     others = without(halves.fit, surrogates[0].label).images
     lesson = _Lesson(frozen(original), stays, surrogates, clean.images, others, config)
+    watched = config.watched(clean)
+    start = accuracy(silenced_copy(original, sites, silenced), watched) - 0.5 / len(watched)
 
-    def learned(weight: float) -> _Attempt:
-        masks = lesson.learn(weight)
+    def learned(weight: float, *, kernels: bool) -> _Attempt:
+        masks = lesson.learn(weight, kernels=kernels)
         network = masked_copy(original, masks)
-        return _Attempt(Softened(masks, weight), network, start - accuracy(network, watched))
+        return _Attempt(weight, masks, network, start - accuracy(network, watched))
 
-    def is_quiet(network: Classifier) -> bool:
-        return all(again(network, each, halves.score).asr.value <= QUIET for each in surrogates)
+    def is_quiet(attempt: _Attempt) -> bool:
+        found = (again(attempt.network, each, halves.score) for each in surrogates)
+        return all(each.asr.value <= QUIET for each in found)
 
-    dear: list[Softened] = []
-    for weight in config.weights:
-        attempt = learned(weight)
-        if attempt.lost <= config.max_ca_drop:
-            break
-        if attempt.lost <= config.utmost:
-            dear.append(attempt.softened)
-    else:
-        return dear[0] if dear else None
-    if weight != config.weights[0]:
+    first, *lighter = config.weights
+    attempt = learned(first, kernels=config.kernels is not False)
+    if attempt.lost > config.max_ca_drop and config.kernels is None:
+        attempt = min(attempt, learned(first, kernels=False), key=lambda each: each.lost)
+    kernels = bool(attempt.masks.kernels)
+    if attempt.lost <= config.max_ca_drop:
+        for _ in range(config.doublings):
+            if attempt.lost > 0 or is_quiet(attempt):
+                break
+            heavier = learned(2 * attempt.weight, kernels=kernels)
+            if heavier.lost > 0:
+                break
+            attempt = heavier
         return attempt.softened
-    for _ in range(config.doublings):
-        if attempt.lost > 0 or is_quiet(attempt.network):
-            break
-        heavier = learned(2 * attempt.softened.weight)
-        if heavier.lost > 0:
-            break
-        attempt = heavier
-    return attempt.softened
+    dear = [attempt]
+    for weight in lighter:
+        dear.append(learned(weight, kernels=kernels))
+        if dear[-1].lost <= config.max_ca_drop:
+            return dear[-1].softened
+    return next((each.softened for each in dear if each.lost <= config.utmost), None)
 
 
 @dataclass(frozen=True)
 class _Attempt:
     """Masks, the network under them, and the accuracy that they cost."""
 
-    softened: Softened
+    weight: float
+    masks: Masks
     network: Classifier
     lost: float
+
+    @property
+    def softened(self) -> Softened:
+        return Softened(self.masks, self.weight)
 
 
 def masked_copy(original: Classifier, masks: Masks) -> Classifier:
@@ -273,15 +283,18 @@ class _Lesson:
         parts = [read[place :: len(self.heads)] for place in range(len(self.heads))]
         self.features = [torch.cat(part) for part in parts]
 
-    def learn(self, weight: float) -> Masks:
+    def learn(self, weight: float, *, kernels: bool) -> Masks:
+        """Masks of filters, and of kernels too where the features are known that they shall keep.
+
+        Without these kernels are too many.
+        """
         self.generator.set_state(self.drawn)
         device = self.work.compute.device
         stays = {site: mask.to(device) for site, mask in self.stays.items()}
-        # Kernels are too many to be learned on answers alone.
-        kernels = kernel_masks(self.work.module) if self.heads else {}
+        ones = kernel_masks(self.work.module) if kernels and self.heads else {}
         masks = Masks(
             {site: mask.clone().requires_grad_(True) for site, mask in stays.items()},
-            {name: mask.requires_grad_(True) for name, mask in kernels.items()},
+            {name: mask.requires_grad_(True) for name, mask in ones.items()},
         )
         groups = [
             {"params": list(masks.filters.values()), "lr": self.config.learning_rate},

@@ -235,9 +235,9 @@ def test_where_no_weight_is_affordable_the_first_within_the_utmost_is_taken(
     accuracies = iter((0.9, *kept))
     monkeypatch.setattr("rnp_hub.soften.accuracy", lambda *_: next(accuracies))
     learned: dict[float, Masks] = {number: Masks({}, {}) for number in (1, 2, 3)}
-    monkeypatch.setattr("rnp_hub.soften._Lesson.learn", lambda _, weight: learned[weight])
+    monkeypatch.setattr("rnp_hub.soften._Lesson.learn", lambda _, weight, **__: learned[weight])
     monkeypatch.setattr("rnp_hub.soften.masked_copy", lambda *_: planted)
-    config = replace(CONFIG, weights=(1, 2, 3), max_ca_drop=0.01, utmost=0.02)
+    config = replace(CONFIG, weights=(1, 2, 3), kernels=True, max_ca_drop=0.01, utmost=0.02)
     found = soften(planted, planted_sites, [], [surrogate], CLEAN, HALVES, config)
     assert (found and found.masks) is (learned[taken] if taken else None)
 
@@ -264,19 +264,53 @@ def test_heavier_surrogates_are_tried_while_masks_cost_nothing(
 ) -> None:
     accuracies, lessons = iter((0.9, *kept)), list[float]()
 
-    def learn(_self: object, weight: float) -> Masks:
+    def learn(_self: object, weight: float, *, kernels: bool) -> Masks:
+        assert kernels
         lessons.append(weight)
-        return Masks({}, {})
+        return Masks({}, {"look": torch.ones(5, 3)})
 
     still = replace(surrogate, asr=Rate.of(round(10 * strength), 10))
     monkeypatch.setattr("rnp_hub.soften.accuracy", lambda *_: next(accuracies))
     monkeypatch.setattr("rnp_hub.soften._Lesson.learn", learn)
     monkeypatch.setattr("rnp_hub.soften.again", lambda *_: still)
-    config = replace(CONFIG, weights=(1, 0.5), doublings=2, max_ca_drop=0.01)
+    config = replace(CONFIG, weights=(1, 0.5), kernels=True, doublings=2, max_ca_drop=0.01)
     found = soften(planted, planted_sites, [], [surrogate], CLEAN, HALVES, config)
     assert found is not None
     assert found.weight == taken
     assert lessons == tried
+
+
+@pytest.mark.parametrize(
+    ("kept", "tried"),
+    [
+        ((0.895,), [(1, True)]),  # affordable at once
+        ((0.85, 0.84, 0.895), [(1, True), (1, False), (0.5, True)]),
+        ((0.85, 0.87, 0.895), [(1, True), (1, False), (0.5, False)]),
+        ((0.85, 0.895), [(1, True), (1, False)]),
+    ],
+)
+def test_kernels_have_masks_unless_that_is_dearer(
+    planted: Classifier,
+    planted_sites: tuple[Site, ...],
+    surrogate: Surrogate,
+    monkeypatch: pytest.MonkeyPatch,
+    kept: tuple[float, ...],
+    tried: list[tuple[float, bool]],
+) -> None:
+    """Which is asked once, and only where the first masks cost too much."""
+    accuracies, lessons = iter((0.9, *kept)), list[tuple[float, bool]]()
+
+    def learn(_self: object, weight: float, *, kernels: bool) -> Masks:
+        lessons.append((weight, kernels))
+        return Masks({}, {"look": torch.ones(5, 3)} if kernels else {})
+
+    monkeypatch.setattr("rnp_hub.soften.accuracy", lambda *_: next(accuracies))
+    monkeypatch.setattr("rnp_hub.soften._Lesson.learn", learn)
+    config = replace(CONFIG, weights=(1, 0.5), max_ca_drop=0.01)
+    found = soften(planted, planted_sites, [], [surrogate], CLEAN, HALVES, config)
+    assert found is not None
+    assert lessons == tried
+    assert (found.weight, bool(found.masks.kernels)) == tried[-1]
 
 
 def scan_config(*, soften: bool = True) -> ScanConfig:
@@ -461,6 +495,7 @@ def test_masks_are_learned_again_where_something_is_left(
     assert lessons[0] < lessons[1]
     assert asked[1].weights == pytest.approx([0.4, 0.28, 0.2])
     assert [each.utmost for each in asked] == [0.02, 0.01], "what was healed once is not so urgent"
+    assert [each.kernels for each in asked] == [None, False], "as in the first masks"
 
 
 def test_where_learning_again_is_too_dear_the_first_masks_stay(
