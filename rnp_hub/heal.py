@@ -189,8 +189,10 @@ class _Healing:
         useless = left > WORTH * self._strongest(self.original, known_judges)
         if useless and self._cost(steps) > WORTH * self.config.guided.max_ca_drop:
             steps = ()  # masks have it all to spend
-        if left < WORKING:
-            asked = replace(asked, utmost=asked.max_ca_drop)
+        usual = asked
+        if left >= WORKING:
+            spare = asked.utmost - self._cost(steps)
+            asked = replace(asked, max_ca_drop=max(asked.max_ca_drop, spare))
         judged = doubtful or known_judges
         most = WORTH * (self._strongest(standing, doubtful) if doubtful else left)
         best, met = None, [*known, *(each for each in doubtful if each not in known)]
@@ -217,12 +219,7 @@ class _Healing:
             judged = [*judged, *self._judges(working)]
             most = self._strongest(found, judged)
             heavier = tuple(factor * learned.weight for factor in HEAVIER)
-            asked = replace(
-                asked,
-                weights=heavier,
-                utmost=asked.max_ca_drop,
-                kernels=bool(learned.masks.kernels),
-            )
+            asked = replace(usual, weights=heavier, kernels=bool(learned.masks.kernels))
         return best
 
     def _cost(self, steps: Sequence[Step]) -> float:

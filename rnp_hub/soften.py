@@ -64,7 +64,7 @@ class SoftenConfig:
         pictures, clean_pictures: with surrogates, shared among them, and without, per update.
         max_ca_drop: accuracy that may be lost on the slice and its augmented copies, besides what
             silencing took, in [0, 1].
-        utmost: the same where no weight bears that; of those that bear this the first is taken.
+        utmost: the same where silencing has done nothing; see `rnp_hub.heal`.
         copies: how many of these.
         flip: mirrored pictures keep their label.
         seed: of the pictures.
@@ -192,21 +192,20 @@ def soften(
     if attempt.lost > config.max_ca_drop and config.kernels is None:
         attempt = min(attempt, learned(first, kernels=False), key=lambda each: each.lost)
     kernels = bool(attempt.masks.kernels)
-    if attempt.lost <= config.max_ca_drop:
-        for _ in range(config.doublings):
-            if attempt.lost > 0 or is_quiet(attempt):
-                break
-            heavier = learned(2 * attempt.weight, kernels=kernels)
-            if heavier.lost > 0:
-                break
-            attempt = heavier
-        return attempt.softened
-    dear = [attempt]
-    for weight in lighter:
-        dear.append(learned(weight, kernels=kernels))
-        if dear[-1].lost <= config.max_ca_drop:
-            return dear[-1].softened
-    return next((each.softened for each in dear if each.lost <= config.utmost), None)
+    if attempt.lost > config.max_ca_drop:
+        for weight in lighter:
+            attempt = learned(weight, kernels=kernels)
+            if attempt.lost <= config.max_ca_drop:
+                return attempt.softened
+        return None
+    for _ in range(config.doublings):
+        if attempt.lost > 0 or is_quiet(attempt):
+            break
+        heavier = learned(2 * attempt.weight, kernels=kernels)
+        if heavier.lost > 0:
+            break
+        attempt = heavier
+    return attempt.softened
 
 
 @dataclass(frozen=True)
