@@ -177,7 +177,7 @@ class _Healing:
         Where there are doubtful ones it is these that masks have to be better against, and what is
         reconstructed afterwards; and they may cost half as much, since nothing may be left. Where
         pruning left a surrogate that works on half of the pictures, the first masks may cost what
-        the utmost is.
+        it left of the utmost.
         """
         asked = self.config.soften
         assert asked is not None

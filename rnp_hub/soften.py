@@ -64,7 +64,8 @@ class SoftenConfig:
         pictures, clean_pictures: with surrogates, shared among them, and without, per update.
         max_ca_drop: accuracy that may be lost on the slice and its augmented copies, besides what
             silencing took, in [0, 1].
-        utmost: the same where silencing has done nothing; see `rnp_hub.heal`.
+        utmost: what silencing and masks may cost together where a surrogate still works on half of
+            the pictures; `rnp_hub.heal` goes by it.
         copies: how many of these.
         flip: mirrored pictures keep their label.
         seed: of the pictures.
@@ -189,7 +190,8 @@ def soften(
 
     first, *lighter = config.weights
     attempt = learned(first, kernels=config.kernels is not False)
-    if attempt.lost > config.max_ca_drop and config.kernels is None:
+    decide = config.kernels is None and bool(attempt.masks.kernels)
+    if attempt.lost > config.max_ca_drop and decide:
         attempt = min(attempt, learned(first, kernels=False), key=lambda each: each.lost)
     kernels = bool(attempt.masks.kernels)
     if attempt.lost > config.max_ca_drop:

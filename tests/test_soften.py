@@ -125,7 +125,7 @@ def test_the_trigger_dies_and_the_clean_task_lives(
     learned = soften(planted, planted_sites, [], [surrogate], CLEAN, HALVES, CONFIG)
     assert learned is not None
     masks, softened = learned.masks, masked_copy(planted, learned.masks)
-    assert learned.weight >= CONFIG.weights[0]
+    assert learned.weight == CONFIG.weights[0]
     assert surrogate.asr.value == 1.0
     assert again(softened, surrogate, HALVES.score).asr.value <= 0.05
     assert accuracy(softened, CLEAN) >= 0.98

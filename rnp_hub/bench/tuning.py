@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnp_hub.errors import ModelError
+from rnp_hub.head import features
 from rnp_hub.network import Classifier, ImageSet, evaluation_mode, on_cpu
 from rnp_hub.tune import Tuning, tune
 
@@ -71,9 +72,7 @@ def last_linear(module: nn.Module) -> nn.Linear:
 @torch.no_grad()
 def _features(classifier: Classifier, head: nn.Linear, images: Tensor) -> Tensor:
     """(n, features), float32: what the head reads."""
-    read: list[Tensor] = []
-    hook = head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].float()))
-    with hook, evaluation_mode(classifier.module):
+    with features([head]) as read, evaluation_mode(classifier.module):
         for part in classifier.compute.parts(images):
             classifier.logits(part)
     return torch.cat(read)
