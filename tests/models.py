@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,9 @@ from rnp_hub.cli.app import app
 from rnp_hub.data import DataConfig, Target, load
 from rnp_hub.demo.train import PREPROCESS, write
 from rnp_hub.demo.train import train as demo_train
-from rnp_hub.network import Classifier, Normalise, logits_of
+from rnp_hub.network import Normalise, logits_of
 from rnp_hub.preprocess import Preprocess
-from rnp_hub.progress import Progress
-from rnp_hub.surrogate import Halves, Surrogate, SurrogateConfig, reconstruct
+from tests.patches import reconstruct_patches
 
 # Networks this small gain nothing from threads, and threads that wait for each other on shared
 # cores make them many times slower.
@@ -139,19 +138,9 @@ def invoke(*words: str | Path) -> Result:
 
 @pytest.fixture
 def patches_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scans in this process look for patches alone: for tests that mind what is done with a
-    verdict, and not what it rests on. Six kinds take six times as long."""
+    """Scans in this process look for patches alone."""
 
-    def reconstructed(
-        classifier: Classifier,
-        halves: Halves,
-        labels: Sequence[int],
-        config: SurrogateConfig,
-        progress: Progress,
-    ) -> dict[str, dict[int, Surrogate]]:
-        return reconstruct(classifier, halves, labels, replace(config, kinds=("patch",)), progress)
-
-    monkeypatch.setattr("rnp_hub.scan.reconstruct", reconstructed)
+    monkeypatch.setattr("rnp_hub.scan.reconstruct", reconstruct_patches)
 
 
 @dataclass(frozen=True)

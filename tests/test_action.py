@@ -1,7 +1,7 @@
 """The action, run as GitHub's runner would, against the Hub on loopback.
 
-The scans are of small networks for the handwritten digits; those of networks that somebody else
-trained are below, and slow.
+The scans are of small networks for the handwritten digits, and look for patches alone; those of
+networks that somebody else trained are below, whole, and slow.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tests.action.warm import warm_program
 from tests.gate_reports import HOSTILE
 from tests.hub.client import Hub
 from tests.models import DEMO, ROOT
+from tests.patches import PATCHES_ONLY
 from tests.pushing import on_hub
 from tests.shared_files import shared
 from tests.test_gate import payload_model
@@ -104,7 +105,8 @@ class Ran:
 def once(hub: Hub, bin: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ran]:
     def run(inputs: Mapping[str, str], **more: str) -> Ran:
         action = Action(hub, bin, tmp_path_factory.mktemp("once"))
-        return Ran(action(FEW | {"policy": "p.toml"} | dict(inputs), POLICY, **more), action.work)
+        asked = FEW | {"policy": "p.toml"} | dict(inputs)
+        return Ran(action(asked, POLICY, **{PATCHES_ONLY: "1"}, **more), action.work)
 
     return run
 

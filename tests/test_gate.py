@@ -19,6 +19,7 @@ from rnp_hub.report import RateRecord, RunReport
 from tests.gate_reports import measured
 from tests.hub.client import Hub
 from tests.models import CONFIG, DEMO, Run, command_line, invoke, listing
+from tests.patches import PATCHES_ONLY
 from tests.pushing import hashes
 from tests.test_static import Payload
 from tests.test_trust import write_keys
@@ -165,7 +166,8 @@ def test_the_commit_that_was_looked_at_is_the_one_that_is_measured(
     )
     policy = tmp_path / "p.toml"
     policy.write_text(f'{UNDECIDED}require_revision_pin = true\nallowed_licences = ["mit"]\n')
-    done = rnp("gate", "org/gated", *FEW, "--policy", policy, "--json")
+    words = ("gate", "org/gated", *FEW, "--policy", policy, "--json")
+    done = rnp(*words, settings={PATCHES_ONLY: "1"})
     assert done.code == 1, done.stderr
     rules, record = rules_of(done.stdout), done.json
     assert {id for id, status in rules.items() if status == "fail"} == {

@@ -18,6 +18,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+from tests.patches import PATCHES_ONLY, reconstruct_patches
 
 ROOT = Path(__file__).parents[1]
 
@@ -128,6 +131,8 @@ def exit_code(words: Sequence[str]) -> int:
     """Of the real entry point with these words; 70 where it ends in a traceback."""
     from rnp_hub.cli import main
 
+    if PATCHES_ONLY in os.environ:
+        mock.patch("rnp_hub.scan.reconstruct", reconstruct_patches).start()
     sys.argv = ["rnp-hub", *words]
     try:
         main()
