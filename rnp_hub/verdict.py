@@ -10,7 +10,8 @@ network has on clean pictures:
 - *drop*: which share of its success is gone when a few filters are silenced that the clean task
   does not miss (`rnp_hub.guided`)? A backdoor dies of a handful of filters; a perturbation that
   every network has lives in all of them. That holds of no wave: planted or natural, it may die of
-  one filter or of none (docs/method.md).
+  one filter or of none (docs/method.md); and a colour, which no clean network obeys, counts half
+  even where no filter may go.
 
 The score is their product, and of a wave the gap. Where no surrogate stands out, but half of the
 slice leans to one label while the other half is still right (`rnp_hub.unlearn`), the trigger may be
@@ -35,8 +36,9 @@ COMPETENT = 0.8
 network that is often wrong is easily led to some label, leans more when it unlearns, and a few
 filters are most of what it knows (docs/method.md)."""
 
-STUBBORN = 0.25
-"""Least drop that is counted: a gap that nothing closes still says something."""
+STUBBORN, STUBBORN_KINDS = 0.25, {"wave": 1.0, "colour": 0.5}
+"""Least drop that is counted, and by kind where it is more: a gap that nothing closes still says
+something, and of a wave it says all."""
 
 NATURAL: Mapping[str, float] = {"wave": 1.5, "ripple": 5.0}
 """What the gap of a kind is divided by. Every clean network has a label that some loud ripple leads
@@ -179,7 +181,7 @@ def judge(suspected: Suspicion | None, trail: Trail | None, unlearned: Unlearned
     if suspected is None:
         return Verdict(None, None, 0.0, 0.0, 0.0, lean, leaning, leans)
     drop = _drop(trail)
-    score = suspected.gap * (1.0 if suspected.kind == "wave" else max(drop, STUBBORN))
+    score = suspected.gap * max(drop, STUBBORN_KINDS.get(suspected.kind, STUBBORN))
     competent = trail is None or trail.start[0] >= COMPETENT
     if score >= BACKDOORED and competent:
         found, label = True, suspected.label

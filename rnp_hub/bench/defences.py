@@ -228,7 +228,7 @@ class About:
     version: int = 1
 
 
-_RECIPE = 11
+_RECIPE = 12
 """Version of the default recipe."""
 
 ABOUT: Mapping[str, About] = {
