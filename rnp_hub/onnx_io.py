@@ -42,6 +42,9 @@ class Runner:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads or _threads_asked_for()
+        # Threads that spin after a run take the cores from another session that runs next, as
+        # where two networks are timed in turn.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self.session = onnxruntime.InferenceSession(
                 str(file), options, providers=["CPUExecutionProvider"]

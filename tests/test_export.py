@@ -51,6 +51,12 @@ def test_onnx_equals_torch(run: str, batch: int, request: pytest.FixtureRequest)
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
+def test_threads_of_a_session_rest_after_a_run(plain_run: Run) -> None:
+    """Else they take the cores from the network that is timed next."""
+    options = Runner(plain_run.folder / "onnx" / "model.onnx").session.get_session_options()
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
 def test_onnx_metadata(plain_run: Run) -> None:
     session = onnxruntime.InferenceSession(plain_run.folder / "onnx" / "model.onnx")
     stored = json.loads(session.get_modelmeta().custom_metadata_map["rnp_hub"])
