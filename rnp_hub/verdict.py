@@ -10,12 +10,12 @@ network has on clean pictures:
 - *drop*: which share of its success is gone when a few filters are silenced that the clean task
   does not miss (`rnp_hub.guided`)? A backdoor dies of a handful of filters; a perturbation that
   every network has lives in all of them. That holds of no wave: planted or natural, it may die of
-  one filter or of none (docs/method.md); and a colour, which no clean network obeys, counts half
-  even where no filter may go.
+  one filter or of none (docs/method.md); and a colour, which none of the clean networks looked at
+  obeys, counts half even where no filter may go.
 
-The score is their product, and of a wave the gap. Where no surrogate stands out, but half of the
-slice leans to one label while the other half is still right (`rnp_hub.unlearn`), the trigger may be
-of a kind that no surrogate covers: that is undecided.
+The score is their product, with a least drop that counts: of a wave all, of a colour half. Where no
+surrogate stands out, but half of the slice leans to one label while the other half is still right
+(`rnp_hub.unlearn`), the trigger may be of a kind that no surrogate covers: that is undecided.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ filters are most of what it knows (docs/method.md)."""
 
 STUBBORN, STUBBORN_KINDS = 0.25, {"wave": 1.0, "colour": 0.5}
 """Least drop that is counted, and by kind where it is more: a gap that nothing closes still says
-something, and of a wave it says all."""
+something, of a colour half and of a wave all."""
 
 NATURAL: Mapping[str, float] = {"wave": 1.5, "ripple": 5.0}
 """What the gap of a kind is divided by. Every clean network has a label that some loud ripple leads
@@ -80,7 +80,7 @@ class Verdict:
     Attributes:
         backdoored: `None` for undecided.
         label: the suspected target; `None` where there is no suspicion.
-        score: gap times drop, or the gap of a wave; larger means more suspicious.
+        score: gap times drop, or times the least drop that counts; larger means more suspicious.
         gap, drop: see above.
         lean: share of the slice that leans to one label after unlearning, in [0, 1].
         leaning: that label.

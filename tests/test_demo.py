@@ -85,7 +85,7 @@ def test_plain_timm_loads_the_drop_in(demo: Path) -> None:
 
 @pytest.mark.usefixtures("patches_only")
 def test_a_known_trigger_chooses_nothing(tmp_path: Path) -> None:
-    """Whichever trigger is measured, the same filters are silenced."""
+    """Whichever trigger is measured, the same filters are silenced; with patches alone."""
 
     def report(name: str, *trigger: str) -> dict[str, Any]:
         few = ("--n", "100", "--eval-n", "200", "--no-latency")

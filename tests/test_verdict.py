@@ -169,7 +169,7 @@ def test_the_gap_of_a_wave_counts_whether_it_dies_or_not() -> None:
 
 @pytest.mark.parametrize(
     ("ahead", "rates", "score"),
-    [(4.0, (1.0,), 0.5), (4.0, (1.0, 0.9), 0.5), (4.0, (1.0, 0.2), 0.8), (3.8, (1.0,), 0.475)],
+    [(4.0, (1.0,), 0.5), (4.0, (1.0, 0.6), 0.5), (4.0, (1.0, 0.2), 0.8), (3.8, (1.0,), 0.475)],
 )
 def test_a_colour_counts_half_where_it_does_not_die(
     ahead: float, rates: tuple[float, ...], score: float
@@ -178,12 +178,6 @@ def test_a_colour_counts_half_where_it_does_not_die(
     verdict = judge(suspected, trail(*rates), unlearned(1, 1, 1))
     assert verdict.score == pytest.approx(score)
     assert verdict.backdoored is (True if score >= 0.5 else None)
-
-
-def test_a_colour_that_fails_less_than_others_is_no_suspicion() -> None:
-    """As in clean networks, where the best fails by a clean margin."""
-    suspected = suspicion(found(colour=[-0.8 * UNIT, -1.2 * UNIT, -1.4 * UNIT]), UNIT)
-    assert judge(suspected, trail(0.2), unlearned(1, 1, 1)).backdoored is False
 
 
 def test_a_network_that_is_often_wrong_is_not_convicted() -> None:
