@@ -36,9 +36,11 @@ COMPETENT = 0.8
 network that is often wrong is easily led to some label, leans more when it unlearns, and a few
 filters are most of what it knows (docs/method.md)."""
 
-STUBBORN, STUBBORN_KINDS = 0.25, {"wave": 1.0, "colour": 0.5}
-"""Least drop that is counted, and by kind where it is more: a gap that nothing closes still says
-something, of a colour half and of a wave all."""
+STUBBORN = 0.25
+"""Least drop that is counted: a gap that nothing closes still says something."""
+
+MORE_STUBBORN: Mapping[str, float] = {"wave": 1.0, "colour": 0.5}
+"""The same of kinds of which such a gap says more: of a wave all, of a colour half."""
 
 NATURAL: Mapping[str, float] = {"wave": 1.5, "ripple": 5.0}
 """What the gap of a kind is divided by. Every clean network has a label that some loud ripple leads
@@ -181,7 +183,7 @@ def judge(suspected: Suspicion | None, trail: Trail | None, unlearned: Unlearned
     if suspected is None:
         return Verdict(None, None, 0.0, 0.0, 0.0, lean, leaning, leans)
     drop = _drop(trail)
-    score = suspected.gap * max(drop, STUBBORN_KINDS.get(suspected.kind, STUBBORN))
+    score = suspected.gap * max(drop, MORE_STUBBORN.get(suspected.kind, STUBBORN))
     competent = trail is None or trail.start[0] >= COMPETENT
     if score >= BACKDOORED and competent:
         found, label = True, suspected.label

@@ -139,7 +139,6 @@ def invoke(*words: str | Path) -> Result:
 @pytest.fixture
 def patches_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scans in this process look for patches alone."""
-
     monkeypatch.setattr("rnp_hub.scan.reconstruct", reconstruct_patches)
 
 
