@@ -12,7 +12,7 @@ from rnp_hub.prune import silenced_copy
 from rnp_hub.recover import Recovered
 from rnp_hub.scan import ScanConfig, Scanned, as_pixels, clean_margin
 from rnp_hub.sites import Site
-from rnp_hub.soften import Masks, masked_copy, soften
+from rnp_hub.soften import QUIET, Masks, masked_copy, soften
 from rnp_hub.surrogate import Surrogate, SurrogateConfig, again, logits_of_all, reconstruct
 from rnp_hub.verdict import LIVE, WORKING, is_doubtful, stands_out, telling
 
@@ -77,9 +77,11 @@ def heal(
     besides = _besides(original, scanned, config.surrogate, progress)
     work = _Healing(original, clean, sites, scanned, config, progress, besides)
     pruned, known, doubtful = work.pruned(recovered)
-    if config.soften is None or not (pruned.residual or doubtful):
+    if config.soften is None:
         return pruned
-    return work.softened(pruned, known, doubtful) or pruned
+    if pruned.residual or doubtful:
+        return work.softened(pruned, known, doubtful) or pruned
+    return work.mended(pruned, known) or pruned
 
 
 def reviewed(
@@ -221,6 +223,29 @@ class _Healing:
             heavier = tuple(factor * learned.weight for factor in HEAVIER)
             asked = replace(usual, weights=heavier, kernels=bool(learned.masks.kernels))
         return best
+
+    def mended(self, pruned: Healed, known: Sequence[Surrogate]) -> Healed | None:
+        """With masks that cost nothing where pruning was enough; `None` where nothing is to be
+        gained, or a surrogate, old or new, is stronger then than all that pruning left.
+
+        Filters that stay take over what those that went did for clean pictures, whose features
+        masks keep, and what surrogates do not show of the backdoor goes with what they do.
+        """
+        assert self.config.soften is not None
+        most = max(QUIET, *(each.asr.value for each in pruned.left))
+        if most <= QUIET and self._cost(pruned.steps) <= 0:
+            return None
+        free = replace(self.config.soften, max_ca_drop=0.0)
+        silenced = [step.filter for step in pruned.steps]
+        learned = soften(
+            self.original, self.sites, silenced, known, self.clean, self.scanned.halves, free
+        )
+        if learned is None:
+            return None
+        found = masked_copy(self.original, learned.masks)
+        mended = self.healed(found, pruned.steps, learned.masks, self.fresh(found, ROUNDS + 1))
+        stronger = any(each.asr.value > most for each in mended.left)
+        return None if stronger or mended.residual else mended
 
     def _cost(self, steps: Sequence[Step]) -> float:
         """Accuracy on the slice that some steps took."""
