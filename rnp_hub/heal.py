@@ -1,4 +1,4 @@
-"""Heal a convicted network: silence what surrogates need, look for new ones, soften the rest."""
+"""Heal a convicted network: silence what surrogates need, look for new ones, learn masks."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Healed:
     Attributes:
         steps: the silenced filters in order, with accuracy and surrogate ASR after each; none where
             cutting did not help and masks did.
-        masks: by which weights are multiplied besides; `None` where pruning was enough, or
-            softening too dear or no better.
+        masks: by which weights are multiplied besides; `None` where they are too dear or no
+            better, or nothing is to be gained.
         left: the surrogates of the scan, and those reconstructed last, on the healed network.
         residual: a surrogate still works, or a new one stands out.
     """
@@ -61,8 +61,8 @@ def heal(
     config: ScanConfig,
     progress: Progress = quiet,
 ) -> Healed:
-    """Silence what the suspected label's surrogates need; soften where that leaves something, or
-    may.
+    """Silence what the suspected label's surrogates need; learn masks where that leaves something,
+    or may, and elsewhere where they cost nothing.
 
     Args:
         original: the network as it was pulled; left as it was.

@@ -114,8 +114,9 @@ class SanitizeConfig:
         """The settings of a recipe.
 
         `default` scans first; what it convicts loses the filters that its surrogates need, and
-        where that leaves something, or may, and `soften` is true, the others and kernels are given
-        masks; what it acquits is left alone. With a `threshold` there is no scan.
+        if `soften` is true, the others and kernels are given masks where that leaves something, or
+        may, or where masks cost nothing; what it acquits is left alone. With a `threshold` there is
+        no scan.
         `reference` has the numbers of the authors' code (stop at 20 %, weight decay 5e-4, clipping
         that clips nothing), `paper` those of the paper (stop at 10 %, weight decay 5e-2); both take
         ≤ 20 epochs of SGD at 0.01 and, since neither says where to stop, prune by accuracy.

@@ -121,7 +121,8 @@ class SanitizeJob:
         flip: mirrored pictures keep their label; `None` for what is known of the data.
         overwrite: replace a folder that an earlier run made.
         force: prune a network too of which the suspicion is not grave.
-        soften: give filters and kernels masks where pruning leaves something, or may.
+        soften: give filters and kernels masks where pruning leaves something, or may, and
+            where they cost nothing.
         fine_tune, bn_stats: what is done to a network that was changed; see `RefineConfig`.
         push: where the folder goes afterwards; `None` for nowhere.
         optimize: of the slim network, see `slim.slim`.

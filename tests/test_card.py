@@ -242,7 +242,7 @@ def test_verdict(report: RunReport, sentence: str) -> None:
 def test_softening_is_named(silenced: int) -> None:
     report = replace(SURROGATE, prune=replace(SURROGATE.prune, silenced=silenced, softened=1234))
     card = render(report)
-    assert "**Softened:** pruning alone left something" in card
+    assert "**Softened:** besides, the weights of" in card
     assert "weights of 1,234 other filters were multiplied by masks between 0 and 2" in card
     assert "kernels" not in card
     assert "the weights are those of the original" not in card

@@ -388,6 +388,7 @@ def test_masks_are_learned_where_a_new_surrogate_works_though_it_does_not_stand_
     monkeypatch.setattr("rnp_hub.heal.soften", half_priced(lessons, planted_sites))
     monkeypatch.setattr("rnp_hub.heal._Healing.fresh", lambda *_: [later if lessons else works])
     monkeypatch.setattr("rnp_hub.heal._Healing._strongest", strongest)
+    monkeypatch.setattr("rnp_hub.heal._Healing.mended", lambda *_: None)
     config = scan_config()
     healed = heal(planted, CLEAN, planted_sites, scanned, NO_MASKS, config)
     assert [step.filter for step in healed.steps] == [("norm", 4)]
@@ -437,11 +438,73 @@ def test_masks_are_learned_where_what_judges_nothing_still_works(
     monkeypatch.setattr("rnp_hub.heal.soften", half_priced(lessons, planted_sites))
     monkeypatch.setattr("rnp_hub.heal._Healing.fresh", lambda *_: [dead])
     monkeypatch.setattr("rnp_hub.heal._Healing._strongest", strongest)
+    monkeypatch.setattr("rnp_hub.heal._Healing.mended", lambda *_: None)
     healed = heal(planted, CLEAN, planted_sites, scanned, NO_MASKS, scan_config())
     assert [lesson.count(beside) for lesson in lessons] == [1] * learned
     assert (healed.masks is not None) == kept
     assert not healed.residual
     assert all("blend" not in each.kind for each in healed.left)
+
+
+@pytest.mark.parametrize(
+    ("cost", "before", "after", "learned", "kept"),
+    [
+        (0.01, 0.0, 0.0, True, True),
+        (0.01, 0.0, 0.01, True, True),  # which hardly works
+        (0.01, 0.0, 0.02, True, False),  # another trigger works better than all that cutting left
+        (0.0, 0.02, 0.02, True, True),
+        (0.0, 0.02, 0.03, True, False),
+        (0.0, 0.01, 0.0, False, False),  # nothing is to be gained
+    ],
+)
+def test_masks_that_cost_nothing_are_learned_where_pruning_was_enough(
+    planted: Classifier,
+    planted_sites: tuple[Site, ...],
+    scanned: Scanned,
+    surrogate: Surrogate,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    cost: float,
+    before: float,
+    after: float,
+    learned: bool,
+    kept: bool,
+) -> None:
+    """Besides the cut ones, against the surrogates of the scan."""
+    lessons = list[tuple[Any, ...]]()
+
+    def learn(*given: Any) -> Softened:
+        lessons.append(given)
+        return Softened(without_the_planted(planted_sites), 1.5)
+
+    def fresh(*_: object) -> list[Surrogate]:
+        left = Rate.of(round(100 * (after if lessons else before)), 100)
+        return [replace(surrogate, asr=left, margin=-100.0)]
+
+    monkeypatch.setattr("rnp_hub.heal.soften", learn)
+    monkeypatch.setattr("rnp_hub.heal._Healing.fresh", fresh)
+    monkeypatch.setattr("rnp_hub.heal._Healing._cost", lambda *_: cost)
+    healed = heal(planted, CLEAN, planted_sites, scanned, NO_MASKS, scan_config())
+    assert len(lessons) == learned
+    for _, _, silenced, against, _, _, config in lessons:
+        assert silenced == [step.filter for step in healed.steps] == [("norm", 4)]
+        assert scanned.suspected is not None
+        assert set(scanned.suspected.surrogates) <= set(against)
+        assert config.max_ca_drop == 0
+    assert (healed.masks is not None) == kept
+    assert healed.left[-1].asr.value == (after if kept else before)
+    assert not healed.residual
+
+
+def test_without_softening_no_masks_are_learned_where_pruning_was_enough(
+    planted: Classifier,
+    planted_sites: tuple[Site, ...],
+    scanned: Scanned,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rnp_hub.heal._Healing._cost", lambda *_: 0.01)
+    config = scan_config(soften=False)
+    assert heal(planted, CLEAN, planted_sites, scanned, NO_MASKS, config).masks is None
 
 
 def test_a_blend_is_looked_for_where_there_is_something_to_heal(
