@@ -14,7 +14,7 @@ from rnp_hub.scan import ScanConfig, Scanned, as_pixels, clean_margin
 from rnp_hub.sites import Site
 from rnp_hub.soften import QUIET, Masks, masked_copy, soften
 from rnp_hub.surrogate import Surrogate, SurrogateConfig, again, logits_of_all, reconstruct
-from rnp_hub.verdict import LIVE, WORKING, is_doubtful, stands_out, telling
+from rnp_hub.verdict import LIVE, NATURAL, WORKING, is_doubtful, stands_out, telling
 
 ROUNDS, SOFTENINGS = 3, 2
 """How often new surrogates are reconstructed while filters are cut, and masks learned."""
@@ -40,8 +40,8 @@ class Healed:
     Attributes:
         steps: the silenced filters in order, with accuracy and surrogate ASR after each; none where
             cutting did not help and masks did.
-        masks: by which weights are multiplied besides; `None` where they are too dear or no
-            better, or nothing is to be gained.
+        masks: by which weights are multiplied besides; `None` where they would cost or leave too
+            much, or nothing is to be gained.
         left: the surrogates of the scan, and those reconstructed last, on the healed network.
         residual: a surrogate still works, or a new one stands out.
     """
@@ -62,7 +62,7 @@ def heal(
     progress: Progress = quiet,
 ) -> Healed:
     """Silence what the suspected label's surrogates need; learn masks where that leaves something,
-    or may, and elsewhere where they cost nothing.
+    or may, and elsewhere where the slice does not miss anything then.
 
     Args:
         original: the network as it was pulled; left as it was.
@@ -76,12 +76,11 @@ def heal(
     original, clean = as_pixels(original, clean)
     besides = _besides(original, scanned, config.surrogate, progress)
     work = _Healing(original, clean, sites, scanned, config, progress, besides)
-    pruned, known, doubtful = work.pruned(recovered)
+    found = work.pruned(recovered)
     if config.soften is None:
-        return pruned
-    if pruned.residual or doubtful:
-        return work.softened(pruned, known, doubtful) or pruned
-    return work.mended(pruned, known) or pruned
+        return found.healed
+    learn = work.softened if found.healed.residual or found.doubtful else work.mended
+    return learn(found) or found.healed
 
 
 def reviewed(
@@ -132,6 +131,24 @@ def _besides(
 
 
 @dataclass(frozen=True)
+class _Pruned:
+    """What cutting came to.
+
+    Attributes:
+        healed: without the filters that surrogates need.
+        known: all surrogates that stood out.
+        fresh: the new ones on the pruned network.
+        doubtful: where none stands out any more, the new ones that work all the same, and the old
+            ones that judge nothing.
+    """
+
+    healed: Healed
+    known: Sequence[Surrogate]
+    fresh: Sequence[Surrogate]
+    doubtful: Sequence[Surrogate]
+
+
+@dataclass(frozen=True)
 class _Healing:
     """One network that is healed."""
 
@@ -143,9 +160,8 @@ class _Healing:
     progress: Progress
     besides: tuple[Surrogate, ...] = ()
 
-    def pruned(self, recovered: Recovered) -> tuple[Healed, list[Surrogate], list[Surrogate]]:
-        """Without the filters that surrogates need; all surrogates that stood out; and, where none
-        does any more, the new ones that work all the same, and the old ones that judge nothing."""
+    def pruned(self, recovered: Recovered) -> _Pruned:
+        """Without the filters that surrogates need, those of low mask tried with them."""
         steps = self.scanned.trail.best if self.scanned.trail else ()
         masked = [(each.site, each.index) for each in recovered.order() if each.value <= MAX_MASK]
         known = [*self._old, *self.besides]
@@ -168,11 +184,9 @@ class _Healing:
         pruned = self.healed(network, steps, None, fresh)
         doubtful = [each for each in self._judges(fresh) if is_doubtful(each)]
         doubtful += [each for each in self.besides if self._strongest(network, [each]) >= WORKING]
-        return pruned, known, [] if pruned.residual else doubtful
+        return _Pruned(pruned, known, fresh, [] if pruned.residual else doubtful)
 
-    def softened(
-        self, pruned: Healed, known: Sequence[Surrogate], doubtful: Sequence[Surrogate]
-    ) -> Healed | None:
+    def softened(self, pruned: _Pruned) -> Healed | None:
         """With masks on the filters that stay and on kernels; `None` where that is too dear or no
         better.
 
@@ -183,9 +197,10 @@ class _Healing:
         """
         asked = self.config.soften
         assert asked is not None
+        steps, known, doubtful = pruned.healed.steps, pruned.known, pruned.doubtful
         if doubtful:
             asked = replace(asked, max_ca_drop=WORTH * asked.max_ca_drop)
-        steps, standing = pruned.steps, self._without(pruned.steps)
+        standing = self._without(steps)
         known_judges = self._judges(known)
         left = self._strongest(standing, known_judges)
         useless = left > WORTH * self._strongest(self.original, known_judges)
@@ -224,27 +239,30 @@ class _Healing:
             asked = replace(usual, weights=heavier, kernels=bool(learned.masks.kernels))
         return best
 
-    def mended(self, pruned: Healed, known: Sequence[Surrogate]) -> Healed | None:
+    def mended(self, pruned: _Pruned) -> Healed | None:
         """With masks that cost nothing where pruning was enough; `None` where nothing is to be
-        gained, or a surrogate, old or new, is stronger then than all that pruning left.
+        gained, or surrogates are stronger then.
 
         Filters that stay take over what those that went did for clean pictures, whose features
         masks keep, and what surrogates do not show of the backdoor goes with what they do.
         """
-        assert self.config.soften is not None
-        most = max(QUIET, *(each.asr.value for each in pruned.left))
-        if most <= QUIET and self._cost(pruned.steps) <= 0:
+        asked, steps = self.config.soften, pruned.healed.steps
+        assert asked is not None
+        quiet_already = all(each.asr.value <= QUIET for each in pruned.healed.left)
+        if quiet_already and self._cost(steps) <= 0:
             return None
-        free = replace(self.config.soften, max_ca_drop=0.0)
-        silenced = [step.filter for step in pruned.steps]
         learned = soften(
-            self.original, self.sites, silenced, known, self.clean, self.scanned.halves, free
-        )
+            self.original, self.sites, [step.filter for step in steps], pruned.known, self.clean,
+            self.scanned.halves, replace(asked, max_ca_drop=0.0),
+        )  # fmt: skip
         if learned is None:
             return None
         found = masked_copy(self.original, learned.masks)
-        mended = self.healed(found, pruned.steps, learned.masks, self.fresh(found, ROUNDS + 1))
-        stronger = any(each.asr.value > most for each in mended.left)
+        fresh = self.fresh(found, ROUNDS + 1)
+        before = self._strongest_by_kind(self._without(steps), pruned.fresh)
+        after = self._strongest_by_kind(found, fresh)
+        stronger = any(asr > max(QUIET, before[kind]) for kind, asr in after.items())
+        mended = self.healed(found, steps, learned.masks, fresh)
         return None if stronger or mended.residual else mended
 
     def _cost(self, steps: Sequence[Step]) -> float:
@@ -293,6 +311,21 @@ class _Healing:
     def _strongest(self, network: Classifier, surrogates: Iterable[Surrogate]) -> float:
         held_out = self.scanned.halves.score
         return max(again(network, each, held_out).asr.value for each in surrogates)
+
+    def _strongest_by_kind(
+        self, network: Classifier, fresh: Sequence[Surrogate]
+    ) -> dict[str, float]:
+        """Surrogate ASR, old ones and new: of each kind that clean networks have too, which says
+        nothing of the others, and of these together."""
+        alone = (*NATURAL, *self.config.surrogate.besides)
+        result: dict[str, float] = {}
+        old = (
+            again(network, each, self.scanned.halves.score) for each in (*self._old, *self.besides)
+        )
+        for each in (*old, *fresh):
+            kind = each.kind if each.kind in alone else "others"
+            result[kind] = max(result.get(kind, 0.0), each.asr.value)
+        return result
 
     def healed(
         self,
