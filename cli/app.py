@@ -92,7 +92,7 @@ def sanitize(
         float | None, typer.Option(help="Silence every mask up to this instead, in [0, 1].")
     ] = None,
     soften: Annotated[
-        bool, typer.Option(help="Give filters and kernels masks after pruning.")
+        bool, typer.Option(help="Give filters that stay, and kernels, masks besides.")
     ] = True,
     fine_tune: Annotated[
         int,

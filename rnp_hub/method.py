@@ -59,7 +59,7 @@ class SanitizeConfig:
         unlearn, recover, prune: of each stage.
         recipe: the name they came from.
         surrogate, guided: of a scan; `None` for a recipe that comes to no verdict.
-        soften: of what pruning leaves or may; `None` where filters may only be silenced.
+        soften: masks after pruning; `None` where filters may only be silenced.
         refine: what is done to a network after pruning; `None` for nothing.
         force: prune a network too of which the suspicion is not grave.
     """

@@ -1,4 +1,4 @@
-"""Softening: masks on the filters and kernels that cannot go, since the clean task needs them.
+"""Softening: masks on the filters and kernels that stay, since the clean task needs them.
 
 A backdoor that was tuned into a finished network is spread over filters which that network needs.
 Cutting them costs what it gains; giving every filter a mask between 0 and 2, and every kernel of a
@@ -40,7 +40,8 @@ from rnp_hub.surrogate import Halves, Surrogate, again, chase, frozen, logits_of
 from rnp_hub.trigger_kinds import Trigger
 
 QUIET = 0.01
-"""Surrogate ASR, in [0, 1], up to which no heavier weight is tried."""
+"""Surrogate ASR, in [0, 1], up to which one counts as dead: no heavier weight is tried for it, nor
+are masks given up for it."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class SoftenConfig:
         largest: the largest mask of a filter.
         pictures, clean_pictures: with surrogates, shared among them, and without, per update.
         max_ca_drop: accuracy that may be lost on the slice and its augmented copies, besides what
-            silencing took, in [0, 1].
+            silencing took, in [0, 1]; none where `rnp_hub.heal` found pruning to be enough.
         utmost: what silencing and masks may cost together where a surrogate still works on half of
             the pictures; `rnp_hub.heal` goes by it.
         copies: how many of these.

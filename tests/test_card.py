@@ -244,6 +244,7 @@ def test_softening_is_named(silenced: int) -> None:
     card = render(report)
     assert "**Softened:** besides, the weights of" in card
     assert "weights of 1,234 other filters were multiplied by masks between 0 and 2" in card
+    assert "learned from the same clean pictures and the reconstructed triggers." in card
     assert "kernels" not in card
     assert "the weights are those of the original" not in card
     assert "**Softened:**" not in render(SURROGATE)

@@ -1,9 +1,9 @@
-"""Softening: masks that take a trigger away where no filter may go."""
+"""Softening: masks that take a trigger away where no filter may go, or where pruning was enough."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,10 +18,12 @@ from rnp_hub.hooks import gates, scale
 from rnp_hub.method import SanitizeConfig
 from rnp_hub.network import Classifier
 from rnp_hub.progress import quiet
+from rnp_hub.prune import silenced_copy
 from rnp_hub.recover import Recovered
 from rnp_hub.scan import ScanConfig, Scanned, scan
 from rnp_hub.sites import Site, gate_sites
 from rnp_hub.soften import (
+    QUIET,
     Masks,
     SoftenConfig,
     Softened,
@@ -333,11 +335,15 @@ def scanned(planted: Classifier, planted_sites: tuple[Site, ...]) -> Scanned:
     return scan(planted, CLEAN, planted_sites, scan_config())
 
 
-def test_where_pruning_is_enough_nothing_is_softened(
-    planted: Classifier, planted_sites: tuple[Site, ...], scanned: Scanned
+def test_where_nothing_is_to_be_gained_no_masks_are_learned(
+    planted: Classifier,
+    planted_sites: tuple[Site, ...],
+    scanned: Scanned,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = scan_config()
-    healed = heal(planted, CLEAN, planted_sites, scanned, NO_MASKS, config)
+    """Cutting cost nothing and ended all surrogates."""
+    monkeypatch.setattr("rnp_hub.heal.soften", lambda *_: pytest.fail("masks are learned"))
+    healed = heal(planted, CLEAN, planted_sites, scanned, NO_MASKS, scan_config())
     assert [step.filter for step in healed.steps] == [("norm", 4)]
     assert healed.masks is None
     assert not healed.residual
@@ -388,7 +394,9 @@ def test_masks_are_learned_where_a_new_surrogate_works_though_it_does_not_stand_
     monkeypatch.setattr("rnp_hub.heal.soften", half_priced(lessons, planted_sites))
     monkeypatch.setattr("rnp_hub.heal._Healing.fresh", lambda *_: [later if lessons else works])
     monkeypatch.setattr("rnp_hub.heal._Healing._strongest", strongest)
-    monkeypatch.setattr("rnp_hub.heal._Healing.mended", lambda *_: None)
+    monkeypatch.setattr(
+        "rnp_hub.heal._Healing.mended", lambda *_: pytest.fail("twice") if learned else None
+    )
     config = scan_config()
     healed = heal(planted, CLEAN, planted_sites, scanned, NO_MASKS, config)
     assert [step.filter for step in healed.steps] == [("norm", 4)]
@@ -438,7 +446,9 @@ def test_masks_are_learned_where_what_judges_nothing_still_works(
     monkeypatch.setattr("rnp_hub.heal.soften", half_priced(lessons, planted_sites))
     monkeypatch.setattr("rnp_hub.heal._Healing.fresh", lambda *_: [dead])
     monkeypatch.setattr("rnp_hub.heal._Healing._strongest", strongest)
-    monkeypatch.setattr("rnp_hub.heal._Healing.mended", lambda *_: None)
+    monkeypatch.setattr(
+        "rnp_hub.heal._Healing.mended", lambda *_: pytest.fail("twice") if learned else None
+    )
     healed = heal(planted, CLEAN, planted_sites, scanned, NO_MASKS, scan_config())
     assert [lesson.count(beside) for lesson in lessons] == [1] * learned
     assert (healed.masks is not None) == kept
@@ -449,12 +459,19 @@ def test_masks_are_learned_where_what_judges_nothing_still_works(
 @pytest.mark.parametrize(
     ("cost", "before", "after", "learned", "kept"),
     [
-        (0.01, 0.0, 0.0, True, True),
-        (0.01, 0.0, 0.01, True, True),  # which hardly works
-        (0.01, 0.0, 0.02, True, False),  # another trigger works better than all that cutting left
-        (0.0, 0.02, 0.02, True, True),
-        (0.0, 0.02, 0.03, True, False),
-        (0.0, 0.01, 0.0, False, False),  # nothing is to be gained
+        (0.01, {"patch": 0.0}, {"patch": 0.0}, True, True),
+        (0.01, {"patch": 0.0}, {"patch": 0.01}, True, True),  # which hardly works
+        (0.01, {"patch": 0.0}, {"patch": 0.02}, True, False),  # another trigger works better
+        (0.0, {"patch": 0.02}, {"patch": 0.02}, True, True),
+        (0.0, {"patch": 0.02}, {"patch": 0.03}, True, False),
+        (0.0, {"patch": 0.01}, {"patch": 0.0}, False, False),  # nothing is to be gained
+        (0.0, {"patch": 0.02, "additive": 0.0}, {"patch": 0.0, "additive": 0.02}, True, True),
+        # What clean networks have too says nothing of the others, nor do they of it.
+        (0.0, {"patch": 0.0, "ripple": 0.8}, {"patch": 0.02, "ripple": 0.8}, True, False),
+        (0.0, {"patch": 0.4, "ripple": 0.0}, {"patch": 0.4, "ripple": 0.02}, True, False),
+        (0.0, {"ripple": 0.8}, {"ripple": 0.8}, True, True),
+        (0.01, {"blend": 0.0}, {"blend": 0.02}, True, False),
+        (0.01, {"blend": 0.9}, {"blend": 0.9}, True, True),
     ],
 )
 def test_masks_that_cost_nothing_are_learned_where_pruning_was_enough(
@@ -465,12 +482,12 @@ def test_masks_that_cost_nothing_are_learned_where_pruning_was_enough(
     monkeypatch: pytest.MonkeyPatch,
     *,
     cost: float,
-    before: float,
-    after: float,
+    before: Mapping[str, float],
+    after: Mapping[str, float],
     learned: bool,
     kept: bool,
 ) -> None:
-    """Besides the cut ones, against the surrogates of the scan."""
+    """Against the surrogates of the scan and the blend that was looked for besides."""
     lessons = list[tuple[Any, ...]]()
 
     def learn(*given: Any) -> Softened:
@@ -478,8 +495,11 @@ def test_masks_that_cost_nothing_are_learned_where_pruning_was_enough(
         return Softened(without_the_planted(planted_sites), 1.5)
 
     def fresh(*_: object) -> list[Surrogate]:
-        left = Rate.of(round(100 * (after if lessons else before)), 100)
-        return [replace(surrogate, asr=left, margin=-100.0)]
+        left = after if lessons else before
+        return [
+            replace(surrogate, kind=kind, asr=Rate.of(round(100 * asr), 100), margin=-100.0)
+            for kind, asr in left.items()
+        ]
 
     monkeypatch.setattr("rnp_hub.heal.soften", learn)
     monkeypatch.setattr("rnp_hub.heal._Healing.fresh", fresh)
@@ -489,22 +509,68 @@ def test_masks_that_cost_nothing_are_learned_where_pruning_was_enough(
     for _, _, silenced, against, _, _, config in lessons:
         assert silenced == [step.filter for step in healed.steps] == [("norm", 4)]
         assert scanned.suspected is not None
-        assert set(scanned.suspected.surrogates) <= set(against)
+        assert {*scanned.suspected.surrogates} < {*against}
+        assert any(each.kind == "blend" for each in against)
         assert config.max_ca_drop == 0
     assert (healed.masks is not None) == kept
-    assert healed.left[-1].asr.value == (after if kept else before)
     assert not healed.residual
 
 
-def test_without_softening_no_masks_are_learned_where_pruning_was_enough(
+@pytest.mark.parametrize(
+    ("value", "margin"),
+    [
+        (1.0, -100.0),  # an old surrogate is back
+        (0.0, 100.0),  # a new one is as strong as before, but stands out now
+        (None, -100.0),  # masks would cost something
+    ],
+)
+def test_masks_with_which_something_is_left_do_not_replace_pruning_that_was_enough(
+    planted: Classifier,
+    planted_sites: tuple[Site, ...],
+    scanned: Scanned,
+    surrogate: Surrogate,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    value: float | None,
+    margin: float,
+) -> None:
+    lessons = list[object]()
+
+    def learn(*given: Any) -> Softened | None:
+        lessons.append(given)
+        return None if value is None else Softened(on_the_planted(value, planted_sites), 1.5)
+
+    natural = replace(surrogate, kind="ripple", asr=Rate.of(8, 10))
+    monkeypatch.setattr("rnp_hub.heal.soften", learn)
+    monkeypatch.setattr(
+        "rnp_hub.heal._Healing.fresh",
+        lambda *_: [replace(natural, margin=margin if lessons else -100.0)],
+    )
+    healed = heal(planted, CLEAN, planted_sites, scanned, NO_MASKS, scan_config())
+    assert len(lessons) == 1
+    assert healed.masks is None
+    assert not healed.residual
+
+
+def test_where_pruning_was_enough_masks_take_nothing_from_the_slice(
     planted: Classifier,
     planted_sites: tuple[Site, ...],
     scanned: Scanned,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("rnp_hub.heal._Healing._cost", lambda *_: 0.01)
-    config = scan_config(soften=False)
-    assert heal(planted, CLEAN, planted_sites, scanned, NO_MASKS, config).masks is None
+    config = scan_config()
+    assert config.soften is not None
+    healed = heal(planted, CLEAN, planted_sites, scanned, NO_MASKS, config)
+    assert healed.masks is not None
+    watched = config.soften.watched(CLEAN)
+    pruned = silenced_copy(planted, planted_sites, [step.filter for step in healed.steps])
+    assert accuracy(masked_copy(planted, healed.masks), watched) >= accuracy(pruned, watched)
+    assert all(each.asr.value <= QUIET for each in healed.left)
+    unsoftened = heal(
+        planted, CLEAN, planted_sites, scanned, NO_MASKS, replace(config, soften=None)
+    )
+    assert unsoftened.masks is None
 
 
 def test_a_blend_is_looked_for_where_there_is_something_to_heal(
