@@ -216,7 +216,7 @@ class _Healing:
         for number in range(1, SOFTENINGS + 1):
             learned = soften(
                 self.original, self.sites, [step.filter for step in steps], met, self.clean,
-                self.scanned.halves, asked,
+                self.scanned.halves, asked, self.progress,
             )  # fmt: skip
             if learned is None:
                 break
@@ -253,7 +253,7 @@ class _Healing:
             return None
         learned = soften(
             self.original, self.sites, [step.filter for step in steps], pruned.known, self.clean,
-            self.scanned.halves, replace(asked, max_ca_drop=0.0),
+            self.scanned.halves, replace(asked, max_ca_drop=0.0), self.progress,
         )  # fmt: skip
         if learned is None:
             return None

@@ -34,6 +34,7 @@ from rnp_hub.head import features, heads
 from rnp_hub.hooks import gates, scale
 from rnp_hub.kernels import kernel_masks, masked_kernels, scale_kernels
 from rnp_hub.network import Classifier, ImageSet, augment
+from rnp_hub.progress import Progress, quiet
 from rnp_hub.prune import silenced_copy
 from rnp_hub.sites import Site
 from rnp_hub.surrogate import Halves, Surrogate, again, chase, frozen, logits_of_all, without
@@ -156,6 +157,7 @@ def soften(
     clean: ImageSet,
     halves: Halves,
     config: SoftenConfig | None = None,
+    progress: Progress = quiet,
 ) -> Softened | None:
     """Learn masks under which surrogates lead nowhere and clean pictures are answered as before.
 
@@ -167,6 +169,7 @@ def soften(
         clean: the slice; its answers are to be kept.
         halves: the same, divided; surrogates are laid on the first half alone.
         config: see `SoftenConfig`.
+        progress: told in each lesson how far it is.
 
     Returns:
         Masks of filters in [0, `largest`] and of kernels in [0, 1], learned with the first weight
@@ -176,7 +179,7 @@ def soften(
     config = config or SoftenConfig()
     stays = _stays(sites, silenced)
     others = without(halves.fit, surrogates[0].label).images
-    lesson = _Lesson(frozen(original), stays, surrogates, clean.images, others, config)
+    lesson = _Lesson(frozen(original), stays, surrogates, clean.images, others, config, progress)
     watched = config.watched(clean)
     start = accuracy(silenced_copy(original, sites, silenced), watched) - 0.5 / len(watched)
 
@@ -272,8 +275,9 @@ class _Lesson:
         clean: Tensor,
         others: Tensor,
         config: SoftenConfig,
+        progress: Progress,
     ) -> None:
-        self.work, self.stays, self.config = work, stays, config
+        self.work, self.stays, self.config, self.progress = work, stays, config, progress
         self.label = surrogates[0].label
         self.triggers = [each.trigger for each in surrogates]
         self.generator = seeded(config.seed)
@@ -320,6 +324,7 @@ class _Lesson:
                     mask.clamp_(0, self.config.largest).mul_(stays[site])
                 for mask in masks.kernels.values():
                     mask.clamp_(0, 1)
+            self.progress("soften", (step + 1) / steps, {"weight": weight})
         return _held(masks, "cpu")
 
     def _chased(self, triggers: Sequence[Trigger], masks: Masks) -> list[Trigger]:

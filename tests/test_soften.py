@@ -124,10 +124,15 @@ def test_the_trigger_dies_and_the_clean_task_lives(
     planted: Classifier, planted_sites: tuple[Site, ...], surrogate: Surrogate
 ) -> None:
     before = {name: each.clone() for name, each in planted.module.state_dict().items()}
-    learned = soften(planted, planted_sites, [], [surrogate], CLEAN, HALVES, CONFIG)
+    told = list[tuple[str, float]]()
+    learned = soften(
+        planted, planted_sites, [], [surrogate], CLEAN, HALVES, CONFIG,
+        lambda stage, done, _: told.append((stage, done)),
+    )  # fmt: skip
     assert learned is not None
     masks, softened = learned.masks, masked_copy(planted, learned.masks)
     assert learned.weight == CONFIG.weights[0]
+    assert told[:: CONFIG.steps - 1][:2] == [("soften", 0.01), ("soften", 1.0)]
     assert surrogate.asr.value == 1.0
     assert again(softened, surrogate, HALVES.score).asr.value <= 0.05
     assert accuracy(softened, CLEAN) >= 0.98
@@ -506,7 +511,7 @@ def test_masks_that_cost_nothing_are_learned_where_pruning_was_enough(
     monkeypatch.setattr("rnp_hub.heal._Healing._cost", lambda *_: cost)
     healed = heal(planted, CLEAN, planted_sites, scanned, NO_MASKS, scan_config())
     assert len(lessons) == learned
-    for _, _, silenced, against, _, _, config in lessons:
+    for _, _, silenced, against, _, _, config, _ in lessons:
         assert silenced == [step.filter for step in healed.steps] == [("norm", 4)]
         assert scanned.suspected is not None
         assert {*scanned.suspected.surrogates} < {*against}
