@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rnp_hub.push import Pushed, PushPlan
     from rnp_hub.report import (
         OnnxRecord,
+        PruneRecord,
         RateRecord,
         RunReport,
         ScanReport,
@@ -110,6 +111,7 @@ def print_report(
     print(
         f"\n{prune.silenced} of {prune.filters} filters silenced, {slim.removed} removed, "
         f"{slim.carriers} left as carriers, {slim.kept} as zeros.\n"
+        f"{_softened(prune)}"
         f"Slim equals masked within {slim.max_rel_diff:.0e}, ONNX equals torch within "
         f"{report.export.onnx['fp32'].max_rel_diff:.0e}.\n"
         f"{sum(report.timing_s.values()):.0f} s, {report.peak_memory_mib:,.0f} MiB at most. "
@@ -119,6 +121,15 @@ def print_report(
         print_pushed(pushed, as_json=False)
         return
     print(f"Next:  rnp-hub predict {shlex.quote(f'{folder}/onnx/model.onnx')} PICTURE…")
+
+
+def _softened(prune: PruneRecord) -> str:
+    if not (prune.softened or prune.softened_kernels):
+        return ""
+    kernels = f" and {prune.softened_kernels:,} kernels" if prune.softened_kernels else ""
+    return (
+        f"{prune.softened:,} other filters{kernels} multiplied by masks (--no-soften for none).\n"
+    )
 
 
 def print_scan(report: ScanReport, *, as_json: bool) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import rnp_hub
+from rnp_hub.cli.terminal import print_report
+from tests.card_reports import SURROGATE
 from tests.models import (
     ATTACK,
     CONFIG,
@@ -86,6 +89,23 @@ def test_version() -> None:
 def test_json_is_the_report_and_nothing_else(plain_run: Run) -> None:
     assert json.loads(plain_run.stdout) == plain_run.report
     assert plain_run.stdout == (plain_run.folder / "rnp_report.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("filters", "kernels", "said"),
+    [
+        (0, 0, None),
+        (1234, 0, "1,234 other filters multiplied by masks (--no-soften for none)."),
+        (0, 9, "0 other filters and 9 kernels multiplied by masks (--no-soften for none)."),
+    ],
+)
+def test_the_summary_counts_masks(
+    filters: int, kernels: int, said: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prune = replace(SURROGATE.prune, softened=filters, softened_kernels=kernels)
+    print_report(replace(SURROGATE, prune=prune), "out", as_json=False)
+    told = [line for line in capsys.readouterr().out.splitlines() if "masks" in line]
+    assert told == ([said] if said else [])
 
 
 def test_no_progress_bars_where_stderr_is_no_terminal(plain_run: Run) -> None:
