@@ -259,10 +259,10 @@ class _Healing:
             return None
         found = masked_copy(self.original, learned.masks)
         fresh = self.fresh(found, ROUNDS + 1)
-        before = self._strongest_by_kind(self._without(steps), pruned.fresh)
-        after = self._strongest_by_kind(found, fresh)
-        stronger = any(asr > max(QUIET, before[kind]) for kind, asr in after.items())
         mended = self.healed(found, steps, learned.masks, fresh)
+        before = self._strongest_by_kind(pruned.healed, self._without(steps), pruned.fresh)
+        after = self._strongest_by_kind(mended, found, fresh)
+        stronger = any(asr > max(QUIET, before[kind]) for kind, asr in after.items())
         return None if stronger or mended.residual else mended
 
     def _cost(self, steps: Sequence[Step]) -> float:
@@ -313,17 +313,16 @@ class _Healing:
         return max(again(network, each, held_out).asr.value for each in surrogates)
 
     def _strongest_by_kind(
-        self, network: Classifier, fresh: Sequence[Surrogate]
+        self, healed: Healed, network: Classifier, fresh: Sequence[Surrogate]
     ) -> dict[str, float]:
         """Surrogate ASR, old ones and new: of each kind that clean networks have too, which says
         nothing of the others, and of these together."""
         alone = (*NATURAL, *self.config.surrogate.besides)
+        besides = [again(network, each, self.scanned.halves.score) for each in self.besides]
         result: dict[str, float] = {}
-        old = (
-            again(network, each, self.scanned.halves.score) for each in (*self._old, *self.besides)
-        )
-        for each in (*old, *fresh):
-            kind = each.kind if each.kind in alone else "others"
+        for each in (*healed.left, *fresh, *besides):
+            kind = each.kind.removesuffix(ANEW)
+            kind = kind if kind in alone else "others"
             result[kind] = max(result.get(kind, 0.0), each.asr.value)
         return result
 
