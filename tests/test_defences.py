@@ -243,3 +243,24 @@ def test_the_implicit_gradient_is_the_truncated_series() -> None:
     found = game.hypergradient(added, game.batches[0], carriers)
     for one, two, three in zip(found, direct, pulled, strict=True):
         torch.testing.assert_close(one, two + three, rtol=1e-9, atol=1e-12)
+
+
+class Attentive(nn.Module):
+    """One layer of fused attention over the rows of a picture (16, 16), and a linear head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = nn.LayerNorm(48), nn.Linear(48, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.norm(x.permute(0, 2, 1, 3).flatten(2))[:, None]
+        seen = F.scaled_dot_product_attention(rows, rows, rows)
+        return self.head(seen[:, 0].mean(1))
+
+
+def test_networks_with_fused_attention_can_be_unlearned_adversarially(clean: ImageSet) -> None:
+    torch.manual_seed(0)
+    module = Attentive().eval()
+    found = ibau.adversarially_unlearned(Classifier(module, to_unit), clean, 0)
+    assert not torch.equal(found.head.weight, module.head.weight)  # type: ignore[union-attr,arg-type]
+    assert found.head.weight.isfinite().all()  # type: ignore[union-attr,operator]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rnp_hub.compute import seeded
 from rnp_hub.network import Classifier, ImageSet, on_cpu
@@ -48,10 +49,12 @@ def adversarially_unlearned(
 ) -> nn.Module:
     """Play the game on a copy of the network, in evaluation mode throughout."""
     game = Game(classifier, clean, seed, config or IbauConfig())
-    for _ in range(game.config.rounds):
-        perturbation = game.perturbation()
-        for place in range(len(game.batches)):
-            game.unlearn(perturbation, place)
+    # Fused attention has no second derivative.
+    with sdpa_kernel(SDPBackend.MATH):
+        for _ in range(game.config.rounds):
+            perturbation = game.perturbation()
+            for place in range(len(game.batches)):
+                game.unlearn(perturbation, place)
     return on_cpu(game.classifier.module)
 
 
