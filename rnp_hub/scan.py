@@ -29,7 +29,7 @@ from rnp_hub.surrogate import (
     reconstruct,
 )
 from rnp_hub.unlearn import UnlearnConfig, Unlearned, unlearn
-from rnp_hub.verdict import BACKDOORED, CLEAN, Suspicion, Verdict, judge, suspicion
+from rnp_hub.verdict import CLEAN, GRAVE, Suspicion, Verdict, judge, suspicion
 
 T = TypeVar("T")
 
@@ -101,13 +101,14 @@ class Scanned:
     def is_tangible(self) -> bool:
         """Whether there are surrogates to be guided by.
 
-        They stand out far enough for a conviction; or less, and the lean names the same label.
+        They stand out far enough for a conviction, or nearly; or less, and the lean names the same
+        label.
         """
         verdict = self.verdict
         if self.suspected is None or verdict.score < CLEAN:
             return False
         agreed = self._is_leaning and verdict.leaning == self.suspected.label
-        return verdict.score >= BACKDOORED or agreed
+        return verdict.score >= GRAVE or agreed
 
     @property
     def is_grave(self) -> bool:
