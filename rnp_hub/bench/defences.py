@@ -228,7 +228,7 @@ class About:
     version: int = 1
 
 
-_RECIPE = 13
+_RECIPE = 14
 """Version of the default recipe."""
 
 ABOUT: Mapping[str, About] = {
