@@ -29,7 +29,7 @@ from rnp_hub.surrogate import (
     reconstruct,
 )
 from rnp_hub.unlearn import UnlearnConfig, Unlearned, unlearn
-from rnp_hub.verdict import CLEAN, GRAVE, Suspicion, Verdict, judge, suspicion
+from rnp_hub.verdict import CLEAN, TANGIBLE, Suspicion, Verdict, judge, suspicion
 
 T = TypeVar("T")
 
@@ -108,7 +108,7 @@ class Scanned:
         if self.suspected is None or verdict.score < CLEAN:
             return False
         agreed = self._is_leaning and verdict.leaning == self.suspected.label
-        return verdict.score >= GRAVE or agreed
+        return verdict.score >= TANGIBLE or agreed
 
     @property
     def is_grave(self) -> bool:

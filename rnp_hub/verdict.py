@@ -31,9 +31,9 @@ BACKDOORED, CLEAN = 0.5, 0.2
 """Scores from which on, and below which, there is a verdict. Fixed on networks of a quarter of the
 width, backdoored and clean: docs/method.md says on which."""
 
-GRAVE = 0.45
-"""Score from which on a network is healed, convicted or not: what came so far was a backdoor, and how
-many filters may go is not the same on every processor, so that the score is not either."""
+TANGIBLE = 0.45
+"""Score from which on a network is healed, convicted or not: no clean network of the grid came so
+far, and a score near the threshold is not the same on every processor (docs/evidence.md)."""
 
 COMPETENT = 0.8
 """Accuracy on the slice below which nothing is convicted, and no weight touched for a lean: a
