@@ -373,7 +373,10 @@ class _Work:
         """Where the suspicion is not grave: what is hardly missed."""
         asked = self.config.prune
         guard = None if asked.guard is None else FORCED * asked.guard
-        return replace(asked, max_ca_drop=FORCED * asked.max_ca_drop, guard=guard)
+        # Of a slice that a network knows by heart nothing is lost, and of its copies, which it has
+        # never been good at, others may be right instead.
+        wrong = asked.max_ca_drop / ON_THE_SLICE
+        return replace(asked, max_ca_drop=FORCED * asked.max_ca_drop, guard=guard, max_wrong=wrong)
 
 
 def _check(classifier: Classifier, clean: ImageSet) -> tuple[Site, ...]:

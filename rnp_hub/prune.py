@@ -13,6 +13,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from rnp_hub.errors import ConfigError
 from rnp_hub.evaluate import accuracy
 from rnp_hub.hooks import silence, silence_on_trial
@@ -31,6 +33,8 @@ class PruneConfig:
         threshold: silence every filter whose mask is at most this, in [0, 1], and look at
             nothing else; `None` for a rule by accuracy.
         guard: put a filter back that alone costs more than this, in [0, 1]; `None` to stop there.
+        max_wrong: put a filter back with which more of the pictures that were right are wrong than
+            this, in [0, 1], however many others are right instead; `None` for no limit.
         max_mask: filters with a mask above this are never tried by accuracy, in [0, 1].
         tried: filters that are tried by accuracy, at most; `None` for no limit.
     """
@@ -38,11 +42,12 @@ class PruneConfig:
     max_ca_drop: float = 0.02
     threshold: float | None = None
     guard: float | None = None
+    max_wrong: float | None = None
     max_mask: float = 1.0
     tried: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_ca_drop", "threshold", "guard", "max_mask"):
+        for name in ("max_ca_drop", "threshold", "guard", "max_wrong", "max_mask"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"{name} {value} must lie in [0, 1]")
@@ -129,16 +134,21 @@ def _by_accuracy(
     watched: ImageSet,
 ) -> tuple[list[FilterMask], list[float]]:
     trial = original.copy()
-    start = standing = accuracy(trial, watched)
+    right = _right(trial, watched)
+    start = standing = _share(right)
     accuracies = [start if watched is clean else accuracy(trial, clean)]
     chosen = list[FilterMask]()
     # Half a picture of slack, so that 10 of 500 is a drop of 0.02 in floating point too.
     slack = 0.5 / len(watched)
     for each in candidates:
         put_back = silence_on_trial(trial.module, sites[each.layer], each.index)
-        found = accuracy(trial, watched)
+        still = _right(trial, watched)
+        found = _share(still)
         accuracies.append(found if watched is clean else accuracy(trial, clean))
         if config.guard is not None and standing - found > config.guard + slack:
+            put_back()
+            continue
+        if config.max_wrong is not None and 1 - _share(still[right]) > config.max_wrong + slack:
             put_back()
             continue
         if start - found > config.max_ca_drop + slack:
@@ -148,6 +158,16 @@ def _by_accuracy(
         lost = (start - standing) / max(config.max_ca_drop, 1e-9)
         progress("prune", lost, {"accuracy": standing, "filters": len(chosen)})
     return chosen, accuracies
+
+
+def _right(classifier: Classifier, pictures: ImageSet) -> Tensor:
+    """(n,), bool: which are classified rightly."""
+    return classifier.predict(pictures.images) == pictures.labels
+
+
+def _share(right: Tensor) -> float:
+    """Of the pictures that are; 1 of none."""
+    return float(right.float().mean()) if len(right) else 1.0
 
 
 def pruned_of(

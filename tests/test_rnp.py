@@ -298,6 +298,21 @@ def test_the_guard_still_stops_at_the_limit(kinds: tuple[Classifier, ImageSet]) 
     assert result.accuracies == pytest.approx((1.0, 0.99, 0.97))
 
 
+def test_pictures_that_become_wrong_count_though_as_many_become_right(
+    kinds: tuple[Classifier, ImageSet],
+) -> None:
+    classifier, clean = kinds
+    labels = clean.labels.clone()
+    labels[labels.eq(4).nonzero()[:7]] = 0  # what the network says without the fifth channel
+    swapped, order = ImageSet(clean.images, labels), in_order(4, 3)
+    free = prune(classifier, order, swapped, PruneConfig(max_ca_drop=0.02))
+    assert free.silenced == {"norm": (3, 4)}
+    assert free.accuracies == pytest.approx((0.965, 0.965, 0.955))
+    for most, silenced in ((9, (3, 4)), (8, (4,)), (6, (3,))):  # of 193 that were right
+        config = PruneConfig(max_ca_drop=0.02, guard=0.02, max_wrong=most / 193)
+        assert prune(classifier, order, swapped, config).silenced == {"norm": silenced}, most
+
+
 def test_no_more_filters_are_tried_than_asked_for(kinds: tuple[Classifier, ImageSet]) -> None:
     classifier, clean = kinds
     result = prune(classifier, in_order(5, 3, 2, 4), clean, PruneConfig(0.5, tried=2))

@@ -95,8 +95,8 @@ def test_masks_spend_less_where_nothing_is_suspected(
     acquitted: Sanitized, monkeypatch: pytest.MonkeyPatch, *, grave: bool, soften: bool
 ) -> None:
     """With `--force` an eighth of what may be lost, and a twentieth of it by one filter, of the
-    slice and three copies, on which a network is not at home; half, and of the slice alone, where
-    the lean is suspicious."""
+    slice and three copies, on which a network is not at home, and all of it in pictures that were
+    right; half, and of the slice alone, where the lean is suspicious."""
     assert acquitted.scanned is not None
     verdict = replace(acquitted.scanned.verdict, backdoored=None if grave else False, leans=grave)
     scanned = replace(acquitted.scanned, verdict=verdict)
@@ -104,7 +104,7 @@ def test_masks_spend_less_where_nothing_is_suspected(
 
     def noted(*given: Any) -> Pruned:
         assert torch.equal(given[2].images, CLEAN.images)
-        asked.append((given[5], given[3].max_ca_drop, given[3].guard))
+        asked.append((given[5], given[3].max_ca_drop, given[3].guard, given[3].max_wrong))
         return prune(*given)
 
     monkeypatch.setattr("rnp_hub.method.scan", lambda *_: scanned)
@@ -113,9 +113,9 @@ def test_masks_spend_less_where_nothing_is_suspected(
         seed=3, flip=False, max_ca_drop=0.04, force=not grave, soften=soften
     )
     result = sanitized(Planted(strength=0.0), CLEAN, config)
-    ((watched, most, guard),) = asked
-    assert (most, guard) == (
-        (0.02, pytest.approx(0.008)) if grave else (0.005, pytest.approx(0.002))
+    ((watched, most, guard, wrong),) = asked
+    assert (most, guard, wrong) == (
+        (0.02, pytest.approx(0.008), None) if grave else (0.005, pytest.approx(0.002), 0.04)
     )
     if grave:
         assert watched is None

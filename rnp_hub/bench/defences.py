@@ -228,13 +228,13 @@ class About:
     version: int = 1
 
 
-_RECIPE = 14
-"""Version of the default recipe."""
+_RECIPE, _FORCED = 14, 15
+"""Versions of the default recipe, and of it with `--force`."""
 
 ABOUT: Mapping[str, About] = {
     "none": About("the network as it is", 0),
     "ours": About("rnp-hub, default recipe", 30, _RECIPE),
-    "forced": About("rnp-hub with --force, on clean networks", 60, _RECIPE),
+    "forced": About("rnp-hub with --force, on clean networks", 60, _FORCED),
     "random": About("as many random filters as ours", 1, _RECIPE),
     "rnp-0.7": About("Li et al. 2023, the reference's numbers, masks up to 0.7", 15),
     "rnp-2pt": About("Li et al. 2023, the reference's numbers, two points of accuracy", 20),
