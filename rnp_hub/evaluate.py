@@ -95,7 +95,12 @@ def evaluate(
 
 def accuracy(classifier: Classifier, clean: ImageSet) -> float:
     """Share of pictures that are classified rightly, in [0, 1]."""
-    return float((classifier.predict(clean.images) == clean.labels).float().mean())
+    return float(classified_rightly(classifier, clean).float().mean())
+
+
+def classified_rightly(classifier: Classifier, pictures: ImageSet) -> Tensor:
+    """(n,), bool, on the CPU: which pictures are classified rightly."""
+    return classifier.predict(pictures.images) == pictures.labels
 
 
 def _share(right: Tensor) -> float | None:

@@ -13,10 +13,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from rnp_hub.errors import ConfigError
-from rnp_hub.evaluate import accuracy
+from rnp_hub.evaluate import accuracy, classified_rightly
 from rnp_hub.hooks import silence, silence_on_trial
 from rnp_hub.network import Classifier, ImageSet
 from rnp_hub.progress import Progress, quiet
@@ -134,21 +132,21 @@ def _by_accuracy(
     watched: ImageSet,
 ) -> tuple[list[FilterMask], list[float]]:
     trial = original.copy()
-    right = _right(trial, watched)
-    start = standing = _share(right)
+    before = classified_rightly(trial, watched)
+    start = standing = float(before.float().mean())
     accuracies = [start if watched is clean else accuracy(trial, clean)]
     chosen = list[FilterMask]()
     # Half a picture of slack, so that 10 of 500 is a drop of 0.02 in floating point too.
     slack = 0.5 / len(watched)
     for each in candidates:
         put_back = silence_on_trial(trial.module, sites[each.layer], each.index)
-        still = _right(trial, watched)
-        found = _share(still)
+        after = classified_rightly(trial, watched)
+        found = float(after.float().mean())
         accuracies.append(found if watched is clean else accuracy(trial, clean))
-        if config.guard is not None and standing - found > config.guard + slack:
-            put_back()
-            continue
-        if config.max_wrong is not None and 1 - _share(still[right]) > config.max_wrong + slack:
+        wrong = int((before & ~after).sum()) / max(int(before.sum()), 1)
+        if (config.guard is not None and standing - found > config.guard + slack) or (
+            config.max_wrong is not None and wrong > config.max_wrong + slack
+        ):
             put_back()
             continue
         if start - found > config.max_ca_drop + slack:
@@ -158,16 +156,6 @@ def _by_accuracy(
         lost = (start - standing) / max(config.max_ca_drop, 1e-9)
         progress("prune", lost, {"accuracy": standing, "filters": len(chosen)})
     return chosen, accuracies
-
-
-def _right(classifier: Classifier, pictures: ImageSet) -> Tensor:
-    """(n,), bool: which are classified rightly."""
-    return classifier.predict(pictures.images) == pictures.labels
-
-
-def _share(right: Tensor) -> float:
-    """Of the pictures that are; 1 of none."""
-    return float(right.float().mean()) if len(right) else 1.0
 
 
 def pruned_of(

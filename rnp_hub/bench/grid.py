@@ -34,7 +34,7 @@ from rnp_hub.bench.victims import (
 from rnp_hub.compute import Compute
 from rnp_hub.data import DataConfig, Target, load
 from rnp_hub.errors import ConfigError, reason
-from rnp_hub.evaluate import Rate
+from rnp_hub.evaluate import Rate, classified_rightly
 from rnp_hub.network import Classifier, ImageSet
 from rnp_hub.recover import Recovered
 
@@ -367,7 +367,7 @@ class Subject:
 
     def _rates(self, classifier: Classifier) -> tuple[Rate, Rate | None]:
         """Clean accuracy, and ASR where there is a trigger."""
-        right = classifier.predict(self.test.images) == self.test.labels
+        right = classified_rightly(classifier, self.test)
         triggered = self.trained.triggered
         asr = None if triggered is None else self._asr(classifier, triggered)
         return Rate.of(int(right.sum()), len(self.test)), asr
